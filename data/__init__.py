@@ -1,0 +1,1 @@
+"""From raw clips to packs: ingest, shards, manifest, order, packing, loader."""

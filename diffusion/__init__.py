@@ -1,0 +1,1 @@
+"""Flow matching: path, timestep laws, conditions, guidance, samplers. Pure functions on tensors."""

@@ -1,0 +1,69 @@
+"""The packed sequence a DiT reads: samples of any size laid end to end.
+
+Shapes: L tokens of the pack (padding included), P values of a patch, R conditioning rows, S segments
+(samples, plus one of padding where the pack is not full), K text tokens of all segments, D_text their width.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedInputs:
+    """One pack. Segments do not see each other.
+
+    A segment of padding has zero patches, a conditioning row of its own and one zero text token, so that nothing
+    downstream needs a special case; it carries no loss.
+    """
+
+    patch_LP: Tensor
+    """Noised latent patches, each laid out (pt ph pw c)."""
+    position_L3: Tensor
+    """int64 patch index (t, h, w) inside the sample."""
+    row_L: Tensor
+    """int64 conditioning row of each token."""
+    segment_lengths: tuple[int, ...]
+    """Tokens of each segment, S entries that sum to L."""
+    time_R: Tensor
+    """Noise level of each row in [0, 1]: 0 is clean data, 1 is noise."""
+    is_condition_R: Tensor
+    """bool; True where the row is a condition (no loss), which may carry slight noise."""
+    text_KE: Tensor
+    """Text embeddings of all segments end to end."""
+    text_lengths: tuple[int, ...]
+    """Text tokens of each segment, S entries >= 1 that sum to K."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.patch_LP.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "PackedInputs":
+        """Move all tensors; floating-point ones also take `dtype` (time stays float32 or wider)."""
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                keep = not value.is_floating_point() or field.name == "time_R"
+                moved[field.name] = value.to(device) if keep else value.to(device, dtype)
+        return replace(self, **moved)
+
+
+def patchify(x_CTHW: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
+    """`[C, T, H, W] -> [T/pt * H/ph * W/pw, pt * ph * pw * C]`, tokens ordered t, h, w."""
+    pt, ph, pw = patch_size
+    return rearrange(x_CTHW, "c (t pt) (h ph) (w pw) -> (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
+
+
+def unpatchify(patch_LP: Tensor, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> Tensor:
+    """Inverse of `patchify`; `grid` is the patch grid (t, h, w)."""
+    (t, h, w), (pt, ph, pw) = grid, patch_size
+    return rearrange(patch_LP, "(t h w) (pt ph pw c) -> c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
+
+
+def patch_positions(grid: tuple[int, int, int]) -> Tensor:
+    """Patch indices (t, h, w) in token order: int64 `[t * h * w, 3]`."""
+    axes = [torch.arange(n) for n in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)

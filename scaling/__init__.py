@@ -1,0 +1,1 @@
+"""Across runs: sweeps, fits, reports."""

@@ -1,0 +1,1 @@
+"""The run: wiring, loop, checkpoint, metrics, and the entry points."""
