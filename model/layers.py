@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 
 class Layers(Protocol):
@@ -48,12 +49,15 @@ class Layers(Protocol):
         ...
 
     def gather_sequence(self, x: Tensor) -> Tensor:
-        """Collect all tokens: `x_l... -> x_L...`; backward keeps this rank's tokens (every rank computes the same loss)."""
+        """Collect all tokens: `x_l... -> x_L...`.
+
+        Backward keeps this rank's tokens: every rank computes the same loss.
+        """
         ...
 
 
 class FullWidthRMSNorm(nn.Module):
-    """RMS norm over the last dimension (Zhang and Sennrich 2019, eq. 4)."""
+    """RMS norm over the last dimension (Zhang and Sennrich 2019, eq. 4); narrow types are squared in float32."""
 
     def __init__(self, features: int, eps: float) -> None:
         super().__init__()
@@ -61,7 +65,7 @@ class FullWidthRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class DenseLayers:

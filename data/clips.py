@@ -1,0 +1,261 @@
+"""Clip shards: KEY.mp4 or an image beside KEY.json in WebDataset tars; written here, and streamed as frames."""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from torch import Tensor
+from webdataset.tariterators import tarfile_samples
+
+from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodedClip, DecodeError, decode_clip
+from data.lattice import ClipConfig, cut_windows
+from data.report import ClipReport
+from data.shards import ShardInfo, ShardWriter, check_key, file_sha256, new_folder, tar_damage, write_bytes
+
+INDEX_NAME = "clips.json"
+"""Written beside the shards: bytes, sha256 and count of each, so that a lost or damaged one is noticed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSource:
+    """One clip to be stored. `meta` needs `captions` (kind -> text) and `source`, the id that splits go by."""
+
+    key: str
+    media: bytes
+    extension: str
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One window of a clip, or an image: what a codec takes. `frames_T3HW` uint8, T = 1 + 4k."""
+
+    key: str
+    frames_T3HW: Tensor
+    captions: dict[str, str]
+    source: str
+    fps: float
+    start_s: float
+    """Where the window starts in its source."""
+    native_height: int
+    native_width: int
+    shard: str
+
+    @property
+    def modality(self) -> str:
+        return "image" if self.frames_T3HW.shape[0] == 1 else "video"
+
+
+def write_clip_shards(
+    clips: Iterable[ClipSource], folder: str | Path, *, clips_per_shard: int = 256, replace: bool = False
+) -> list[ShardInfo]:
+    """Write clip shards and their index as a new folder; all of it or nothing.
+
+    Raises ValueError for keys, extensions or captions that a reader would refuse, and where there is no clip.
+    """
+    shards: list[ShardInfo] = []
+    seen: set[str] = set()
+    with new_folder(Path(folder), replace=replace) as scratch:
+        writer: ShardWriter | None = None
+        for clip in clips:
+            _check_source(clip, seen)
+            if writer is None:
+                writer = ShardWriter(scratch, f"clips-{len(shards):06d}.tar")
+            meta = clip.meta | {"crc32": crc32(clip.media)}
+            writer.write(clip.key, {clip.extension: clip.media, "json": json.dumps(meta).encode()})
+            if writer.count >= clips_per_shard:
+                shards.append(writer.close())
+                writer = None
+        if writer is not None:
+            shards.append(writer.close())
+        if not shards:
+            raise ValueError(f"no clips to write to {folder}: give at least one")
+        index = {"shards": [asdict(shard) for shard in shards]}
+        write_bytes(scratch / INDEX_NAME, json.dumps(index, indent=1).encode())
+    return shards
+
+
+def _check_source(clip: ClipSource, seen: set[str]) -> None:
+    check_key(clip.key)
+    if clip.key in seen:
+        raise ValueError(f"clip key {clip.key!r} is used twice: keys must be unique over all shards")
+    if clip.extension not in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS:
+        raise ValueError(f"clip {clip.key}: .{clip.extension} is none of {VIDEO_EXTENSIONS + IMAGE_EXTENSIONS}")
+    problem = _meta_problem(clip.meta)
+    if problem:
+        raise ValueError(f"clip {clip.key}: {problem}")
+    seen.add(clip.key)
+
+
+def _meta_problem(meta: Any) -> str | None:
+    """What KEY.json lacks, or None."""
+    if not isinstance(meta, dict):
+        return "bad json: not an object"
+    captions = meta.get("captions")
+    if not isinstance(captions, dict) or not captions:
+        return 'no captions: json needs {"captions": {KIND: TEXT}}'
+    empty = [kind for kind, text in captions.items() if not isinstance(text, str) or not text.strip()]
+    if empty:
+        return f"empty caption: {', '.join(empty)}"
+    if not isinstance(meta.get("source"), str) or not meta["source"]:
+        return 'no source: json needs {"source": ID}, the id that held-out splits go by'
+    return None
+
+
+def clip_shards(folder: str | Path) -> list[Path]:
+    """The clip shards of a folder in order; ValueError where there is none, or one of the index is missing."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"clips={folder} is not a folder: give the folder of clip shards (*.tar), or make it first")
+    index = _read_index(folder)
+    if index is not None:
+        missing = [name for name in index if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"clips={folder} lacks {missing[0]} ({len(missing)} of {len(index)} shards in {INDEX_NAME}): "
+                "restore it, or make the clips again"
+            )
+        return [folder / name for name in index]
+    shards = sorted(folder.glob("*.tar"))
+    if not shards:
+        raise ValueError(f"clips={folder} holds no clip shards (*.tar): is it the right folder?")
+    return shards
+
+
+def count_clips(folder: str | Path) -> int | None:
+    """Clips in a folder as its index says; None without one."""
+    index = _read_index(Path(folder))
+    return None if index is None else sum(shard.count for shard in index.values())
+
+
+def clip_shards_identity(folder: str | Path) -> str:
+    """Hash that names the bytes of all clip shards: from the index, else from the files."""
+    index = _read_index(Path(folder)) or {}
+    digest = hashlib.sha256()
+    for path in clip_shards(folder):
+        content = index[path.name].sha256 if path.name in index else file_sha256(path)
+        digest.update(f"{path.name} {path.stat().st_size} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_index(folder: Path) -> dict[str, ShardInfo] | None:
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        return None
+    try:
+        shards = [ShardInfo(**shard) for shard in json.loads(path.read_text())["shards"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): delete it to read the shards without it") from error
+    return {shard.name: shard for shard in shards}
+
+
+def read_clips(folder: str | Path, config: ClipConfig, report: ClipReport | None = None) -> Iterator[Clip]:
+    """Stream every clip of a folder as windows on the lattice, in shard order.
+
+    A clip that cannot be used is skipped, and `report` says which and why; so is what a damaged shard loses.
+    """
+    report = report if report is not None else ClipReport()
+    index = _read_index(Path(folder))
+    seen: set[str] = set()
+    for path in clip_shards(folder):
+        damage = tar_damage(path)
+        if damage:
+            report.skip(shard=path.name, key="", reason=damage)
+        count = 0
+        for sample in _samples(path, report, damaged=damage is not None):
+            count += 1
+            try:
+                yield from _windows(sample, path.name, config, report, seen)
+            except DecodeError as error:
+                report.skip(shard=path.name, key=sample["__key__"], reason=str(error))
+        if index is not None and count != index[path.name].count and not damage:
+            reason = f"wrong count: {count} clips, but {index[path.name].count} in {INDEX_NAME}"
+            report.skip(shard=path.name, key="", reason=reason)
+
+
+def _samples(path: Path, report: ClipReport, *, damaged: bool) -> Iterator[dict[str, Any]]:
+    """Raw samples of one shard; every error that ends it early or drops a member is in the report."""
+
+    def on_error(error: Exception) -> bool:
+        if damaged and isinstance(error, tarfile.ReadError):
+            return False  # already reported, with what is cut off
+        report.skip(shard=path.name, key="", reason=f"unreadable member: {error.args[0] if error.args else error!r}")
+        return isinstance(error, ValueError)  # a second member of the same name: the first one stands
+
+    return tarfile_samples(iter([{"url": str(path.resolve())}]), handler=on_error)
+
+
+def _windows(
+    sample: dict[str, Any], shard: str, config: ClipConfig, report: ClipReport, seen: set[str]
+) -> Iterator[Clip]:
+    """All windows of one clip; raises DecodeError before the first one if the clip is no good."""
+    key = sample["__key__"]
+    try:
+        check_key(key)
+    except ValueError as error:
+        raise DecodeError(f"bad key: {error}") from error
+    if key in seen:
+        raise DecodeError("duplicate key: a clip of this name was read before")
+    seen.add(key)
+    extension, meta = _media_and_meta(sample)
+    is_image = extension in IMAGE_EXTENSIONS
+    decoded = decode_clip(sample[extension], config, is_image=is_image)
+    frames = decoded.frames_T3HW.shape[0]
+    windows = cut_windows(frames, config, is_image=is_image)
+    if not windows:
+        raise DecodeError(
+            f"too short: {frames} frames at {config.fps:g} fps, fewer than min_frames={config.min_frames}"
+        )
+    tokens = config.tokens(windows[0][1], *decoded.frames_T3HW.shape[2:])
+    if config.max_tokens is not None and tokens > config.max_tokens:
+        raise DecodeError(f"packets without times: {tokens} tokens, above max_tokens={config.max_tokens}")
+    report.source_clips += 1
+    report.windows += len(windows)
+    report.images += sum(length == 1 for _, length in windows)
+    report.frames += sum(length for _, length in windows)
+    report.frames_cropped += frames - sum(length for _, length in windows)
+    for number, window in enumerate(windows):
+        name = f"{key}_w{number:02d}" if len(windows) > 1 else key
+        yield _clip(name, decoded, window, meta=meta, shard=shard, config=config)
+
+
+def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The extension of the one media member, and the parsed json."""
+    media = [name for name in sample if name in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS]
+    if len(media) != 1:
+        members = ", ".join(name for name in sample if not name.startswith("__"))
+        raise DecodeError(f"{'no' if not media else 'more than one'} video or image: members are {members}")
+    if "json" not in sample:
+        raise DecodeError("no json: captions and source are missing")
+    try:
+        meta = json.loads(sample["json"])
+    except ValueError as error:
+        raise DecodeError(f"bad json: {error}") from error
+    problem = _meta_problem(meta)
+    if problem:
+        raise DecodeError(problem)
+    if "crc32" in meta and meta["crc32"] != crc32(sample[media[0]]):
+        raise DecodeError("wrong checksum: the bytes are not those that were written")
+    return media[0], meta
+
+
+def _clip(
+    name: str, decoded: DecodedClip, window: tuple[int, int], *, meta: dict[str, Any], shard: str, config: ClipConfig
+) -> Clip:
+    first, length = window
+    return Clip(
+        key=name,
+        frames_T3HW=decoded.frames_T3HW[first : first + length],
+        captions=meta["captions"],
+        source=meta["source"],
+        fps=config.fps,
+        start_s=float(meta.get("start_s") or 0.0) + first / config.fps,
+        native_height=decoded.native_height,
+        native_width=decoded.native_width,
+        shard=shard,
+    )

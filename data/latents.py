@@ -1,0 +1,162 @@
+"""Latent shards: one folder per token bucket, written as a whole with their manifest."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from zlib import crc32
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from data.manifest import MEMBERS, NULL_TEXT_NAME, SCHEMA, Identity, write_manifest
+from data.shards import Member, ShardInfo, ShardWriter, check_key, write_bytes
+from data.split import Split
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """How latents are stored."""
+
+    samples_per_shard: int = 256
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    """Of latents and of text embeddings; read back as float32."""
+
+    def __post_init__(self) -> None:
+        if self.samples_per_shard < 1:
+            raise ValueError(f"shards.samples_per_shard={self.samples_per_shard} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample:
+    """What is stored of one clip: a normalised latent, and each caption with its embedding `[n, E]`."""
+
+    key: str
+    latent_CTHW: Tensor
+    text: dict[str, Tensor]
+    captions: dict[str, str]
+    source: str
+    split: Split
+    meta: dict[str, Any]
+
+
+def bucket_of(video_tokens: int, modality: str) -> str:
+    """Name of the bucket: a modality and a token range between neighbouring powers of sqrt(2), ends included."""
+    assert video_tokens >= 1
+    # k = floor(log_sqrt2(n)), exactly: 2**k <= n**2 < 2**(k + 1).
+    k = (video_tokens * video_tokens).bit_length() - 1
+    return f"{modality}-{_ceil_sqrt(2**k):06d}-{_ceil_sqrt(2 ** (k + 1)) - 1:06d}"
+
+
+def _ceil_sqrt(n: int) -> int:
+    root = int(n**0.5)
+    while root * root < n:
+        root += 1
+    while root and (root - 1) * (root - 1) >= n:
+        root -= 1
+    return root
+
+
+class LatentWriter:
+    """Writes samples into shards by bucket, then the manifest. `folder` is scratch until its maker renames it."""
+
+    def __init__(self, folder: Path, config: LatentConfig, *, patch_size: tuple[int, int, int]) -> None:
+        self.folder, self.config, self.patch_size = folder, config, patch_size
+        self.shards: list[ShardInfo] = []
+        self._open: dict[str, ShardWriter] = {}
+        self._count: dict[str, int] = {}
+        self._columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        self._keys: set[str] = set()
+        self.caption_kinds: set[str] = set()
+        self.latent_channels = 0
+        """Of all samples; 0 before the first."""
+
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """The manifest's rows so far, by column."""
+        return self._columns
+
+    def write(self, sample: EncodedSample) -> None:
+        """Append one sample. Raises ValueError where it must not be stored: not finite, no text, a key used twice."""
+        check_key(sample.key)
+        if sample.key in self._keys:
+            raise ValueError(f"duplicate key: {sample.key!r} was written before")
+        channels = sample.latent_CTHW.shape[0]
+        if self.latent_channels not in (0, channels):
+            raise ValueError(f"wrong channels: {channels}, but earlier samples have {self.latent_channels}")
+        stored = self._stored(sample)
+        tokens = video_tokens(sample.latent_CTHW, self.patch_size)
+        modality = "image" if sample.latent_CTHW.shape[1] == 1 else "video"
+        bucket = bucket_of(tokens, modality)
+        writer = self._writer(bucket)
+        places = writer.write(sample.key, stored)
+        self._keys.add(sample.key)
+        self.caption_kinds |= sample.text.keys()
+        self.latent_channels = channels
+        row: dict[str, Any] = {"key": sample.key, "shard": writer.name, "source": sample.source, "split": sample.split}
+        row |= {"video_tokens": tokens, "text_tokens": max(len(text) for text in sample.text.values())}
+        row |= dict(zip(("grid_t", "grid_h", "grid_w"), sample.latent_CTHW.shape[1:], strict=True))
+        row |= {"modality": modality, "bucket": bucket} | _places(places)
+        for name, column in self._columns.items():
+            column.append(row[name])
+        if writer.count >= self.config.samples_per_shard:
+            self._close(bucket)
+
+    def _stored(self, sample: EncodedSample) -> dict[str, bytes]:
+        """Extension -> bytes."""
+        if not sample.text:
+            raise ValueError("no text: a sample needs at least one caption kind")
+        dtype = DTYPES[self.config.dtype]
+        latent = {"latent": sample.latent_CTHW.detach().cpu().to(dtype).contiguous()}
+        text = {kind: value.detach().cpu().to(dtype).contiguous() for kind, value in sample.text.items()}
+        for name, tensor in (latent | text).items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"not finite: {name} has NaN or Inf as {self.config.dtype}")
+        meta = sample.meta | {"captions": sample.captions, "source": sample.source, "split": sample.split}
+        return {
+            MEMBERS["json"]: json.dumps(meta).encode(),
+            MEMBERS["latent"]: safetensors.torch.save(latent),
+            MEMBERS["text"]: safetensors.torch.save(text),
+        }
+
+    def _writer(self, bucket: str) -> ShardWriter:
+        if bucket not in self._open:
+            number = self._count.get(bucket, 0)
+            self._count[bucket] = number + 1
+            self._open[bucket] = ShardWriter(self.folder, f"{bucket}/{number:06d}.tar")
+        return self._open[bucket]
+
+    def _close(self, bucket: str) -> None:
+        self.shards.append(self._open.pop(bucket).close())
+
+    def finish(self, *, null_text: Tensor, identity: dict[str, Any]) -> str:
+        """Close the shards, store the null embedding `[n, E]` and the manifest; returns the manifest's hash.
+
+        `identity` is every field of `Identity` that only the caller knows.
+        """
+        for bucket in sorted(self._open):
+            self._close(bucket)
+        null = safetensors.torch.save({"text": null_text.detach().cpu().to(DTYPES[self.config.dtype]).contiguous()})
+        write_bytes(self.folder / NULL_TEXT_NAME, null)
+        whole = Identity(patch_size=self.patch_size, null_text_crc32=crc32(null), **identity)
+        shards = sorted(self.shards, key=lambda shard: shard.name)
+        return write_manifest(self.folder, self._columns, identity=whole, shards=shards)
+
+
+def video_tokens(latent_CTHW: Tensor, patch_size: tuple[int, int, int]) -> int:
+    """Tokens after patching; ValueError where the latent grid is no multiple of the patch."""
+    grid = latent_CTHW.shape[1:]
+    if any(n % p for n, p in zip(grid, patch_size, strict=True)):
+        raise ValueError(f"off the lattice: latent grid {tuple(grid)} is no multiple of the patch {patch_size}")
+    return grid.numel() // (patch_size[0] * patch_size[1] * patch_size[2])
+
+
+def _places(places: dict[str, Member]) -> dict[str, int]:
+    row: dict[str, int] = {}
+    for member, extension in MEMBERS.items():
+        place = places[extension]
+        row |= {f"{member}_offset": place.offset, f"{member}_size": place.size, f"{member}_crc32": place.crc32}
+    return row

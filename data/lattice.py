@@ -1,0 +1,130 @@
+"""The lattice of sizes that codec and patching allow, and how a clip comes to lie on it."""
+
+import math
+from dataclasses import dataclass
+
+_RESOLUTION_WEIGHT = 0.25
+"""Losing 4 % of the resolution weighs as much as losing 1 % of the picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """How clips are cut to frames a codec takes."""
+
+    fps: float
+    """All videos are resampled to this rate, by time."""
+    max_frames: int
+    """Longer clips are cut into consecutive windows of at most this many frames, 1 + 4k."""
+    min_frames: int = 5
+    """Shorter videos, and tails of windows, are dropped and reported. Images are one-frame clips whatever it says."""
+    max_area: int | None = None
+    """Pixels per frame above which a clip is downscaled."""
+    max_tokens: int | None = None
+    """Tokens of a window above which its clip is downscaled."""
+    strides: tuple[int, int, int] = (4, 8, 8)
+    """Frames, rows and columns of video per latent value."""
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+
+    def __post_init__(self) -> None:
+        if not self.fps > 0:
+            raise ValueError(f"clip.fps={self.fps} must be above 0")
+        if self.patch_size[0] != 1:
+            raise ValueError(
+                f"clip.patch_size={self.patch_size} must be 1 in time, since a clip has 1 + k latent frames"
+            )
+        for name in ("min_frames", "max_frames"):
+            frames = getattr(self, name)
+            if frames < 1 or self.snap_frames(frames) != frames:
+                below = self.snap_frames(max(frames, 1))
+                raise ValueError(
+                    f"clip.{name}={frames} must be 1 + {self.strides[0]}k: take {below} or {below + self.strides[0]}"
+                )
+        if self.min_frames > self.max_frames:
+            raise ValueError(f"clip.min_frames={self.min_frames} must not be above clip.max_frames={self.max_frames}")
+        for name in ("max_area", "max_tokens"):
+            limit, least = getattr(self, name), self.cell[0] * self.cell[1] if name == "max_area" else 1
+            if limit is not None and limit < least:
+                raise ValueError(f"clip.{name}={limit} must be at least {least}")
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Pixels (rows, columns) under one token."""
+        return self.strides[1] * self.patch_size[1], self.strides[2] * self.patch_size[2]
+
+    def snap_frames(self, frames: int) -> int:
+        """The largest 1 + k * stride that is not above `frames` (at least 1)."""
+        return 1 + (frames - 1) // self.strides[0] * self.strides[0]
+
+    def tokens(self, frames: int, height: int, width: int) -> int:
+        """Tokens of a clip on the lattice."""
+        return (1 + (frames - 1) // self.strides[0]) * (height // self.cell[0]) * (width // self.cell[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Scale a frame to (scaled_height, scaled_width), then crop its middle to (height, width)."""
+
+    height: int
+    width: int
+    scaled_height: int
+    scaled_width: int
+
+
+def fit_frame(height: int, width: int, *, frames: int, config: ClipConfig) -> Fit:
+    """Where a frame of `height` x `width` square pixels lands on the lattice, in a window of `frames` frames.
+
+    Never enlarged; downscaled only above `max_area` or `max_tokens`; the aspect ratio is kept by scaling to cover and
+    cropping. Among the lattice sizes at hand, the one that loses least picture and resolution is taken.
+    Raises ValueError for a frame that no lattice size fits.
+    """
+    rows, columns = config.cell
+    limit = _area_limit(height, width, frames, config)
+    ideal = min(1.0, math.sqrt(limit / (height * width)))
+    best: tuple[float, Fit] | None = None
+    highest = min(height // rows, math.ceil(height * ideal / rows))
+    for h in range(max(1, highest // 2), highest + 1):
+        across = h * rows / height * width / columns
+        for w in {max(1, math.floor(across)), math.ceil(across)}:
+            size = (h * rows, w * columns)
+            if size[1] > width or size[0] * size[1] > limit:
+                continue
+            fit, cost = _cover(height, width, size, ideal)
+            if best is None or cost < best[0]:
+                best = (cost, fit)
+    if best is None:
+        raise ValueError(
+            f"too small: {width} x {height} pixels within {limit} pixels a frame hold no "
+            f"multiple of {columns} x {rows} at this aspect ratio"
+        )
+    return best[1]
+
+
+def _area_limit(height: int, width: int, frames: int, config: ClipConfig) -> int:
+    limits = [height * width]
+    if config.max_area is not None:
+        limits.append(config.max_area)
+    if config.max_tokens is not None:
+        latent_frames = 1 + (frames - 1) // config.strides[0]
+        limits.append(config.max_tokens // latent_frames * config.cell[0] * config.cell[1])
+    return min(limits)
+
+
+def _cover(height: int, width: int, size: tuple[int, int], ideal: float) -> tuple[Fit, float]:
+    """The smallest scaling that covers `size`, and what it loses."""
+    scale = max(size[0] / height, size[1] / width)
+    scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    cropped = 1 - size[0] * size[1] / (height * width * scale**2)
+    blurred = max(0.0, 1 - (scale / ideal) ** 2)
+    fit = Fit(height=size[0], width=size[1], scaled_height=scaled[0], scaled_width=scaled[1])
+    return fit, cropped + _RESOLUTION_WEIGHT * blurred
+
+
+def cut_windows(frames: int, config: ClipConfig, *, is_image: bool = False) -> list[tuple[int, int]]:
+    """Consecutive windows (first frame, frames) of a clip, each 1 + 4k long; a tail below `min_frames` is dropped."""
+    shortest = 1 if is_image else config.min_frames
+    windows, start = [], 0
+    while frames - start >= shortest:
+        length = min(config.max_frames, config.snap_frames(frames - start))
+        windows.append((start, length))
+        start += length
+    return windows

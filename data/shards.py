@@ -1,0 +1,184 @@
+"""Tar shards: written so that every member's place is known, checked so that no damage is silent."""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from zlib import crc32
+
+import webdataset
+
+_BLOCK = 512
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*")
+_LONGEST_KEY = 80  # with its extension it must fit the 100 characters of a plain tar header
+_HASH_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Where the bytes of one member lie in its shard, and their checksum."""
+
+    offset: int
+    size: int
+    crc32: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One finished shard; `name` is relative to its folder."""
+
+    name: str
+    bytes: int
+    count: int
+    sha256: str
+
+
+def check_key(key: str) -> None:
+    """ValueError unless `key` may name a sample: no dots (WebDataset cuts there), no way out of the folder."""
+    if not _KEY.fullmatch(key) or len(key) > _LONGEST_KEY:
+        raise ValueError(
+            f"sample key {key!r} must be 1 to {_LONGEST_KEY} letters, digits, '_', '-' or '/', not starting with '/'"
+        )
+
+
+class _HashingFile:
+    """Counts and hashes what passes through to a file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.size, self.sha256 = file, 0, hashlib.sha256()
+        self._given_up = False
+
+    def write(self, data: bytes) -> int:
+        if self._given_up or self.file.closed:
+            return len(data)  # the destructor of an unfinished tar, whose folder is on its way out
+        try:
+            self.file.write(data)
+        except OSError:
+            self._given_up = True
+            raise
+        self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+
+class ShardWriter:
+    """One tar that any WebDataset reader can use. The same samples give the same bytes."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name, self.count = name, 0
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "xb")  # noqa: SIM115 - closed by `close`
+        self._hashing = _HashingFile(self._file)
+        # An integer time: a fraction would cost an extended header of its own before every member.
+        self._tar = webdataset.TarWriter(self._hashing, encoder=False, mtime=0)
+        self._offset = 0
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> dict[str, Member]:
+        """Append one sample of `extension -> bytes`; says where each member's bytes lie."""
+        check_key(key)
+        self._tar.write({"__key__": key, **members})
+        places = {}
+        for extension in sorted(members):  # the order in which webdataset writes them
+            data = members[extension]
+            places[extension] = Member(offset=self._offset + _BLOCK, size=len(data), crc32=crc32(data))
+            self._offset += _BLOCK + -(-len(data) // _BLOCK) * _BLOCK
+        assert self._offset == self._tar.tarstream.offset, "webdataset writes members in another order or format"
+        self.count += 1
+        return places
+
+    @property
+    def size(self) -> int:
+        """Bytes so far, end marker not counted."""
+        return self._offset
+
+    def close(self) -> ShardInfo:
+        """Write the end marker and bring the bytes to the disk."""
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return ShardInfo(
+            name=self.name, bytes=self._hashing.size, count=self.count, sha256=self._hashing.sha256.hexdigest()
+        )
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """A whole small file, on the disk when this returns."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A scratch folder that becomes `folder` when the block ends well and vanishes when it does not.
+
+    Raises ValueError if `folder` exists, holds something and may not be replaced; OSError with one sentence when the
+    disk is full.
+    """
+    if folder.exists() and not replace and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} exists: give another folder, or delete it first")
+    scratch = folder.with_name(folder.name + ".partial")
+    try:
+        if scratch.exists():
+            shutil.rmtree(scratch)
+        scratch.mkdir(parents=True)
+        yield scratch
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                f"the disk ran full while writing {folder}: nothing half-written was left there; "
+                "make room or give another folder, and run the same command again"
+            ) from error
+        raise
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def tar_damage(path: Path) -> str | None:
+    """What is wrong with the structure of a tar, or None.
+
+    A streaming reader takes a broken or missing header for the end of the archive and says nothing; here whatever
+    follows the last readable member must be the end marker and zeros. Damage inside a payload needs a checksum.
+    """
+    if path.stat().st_size == 0:
+        return "empty file"
+    count = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                count += 1
+                if not member.isreg() and not member.isdir():
+                    return f"member {member.name!r} is not a plain file"
+            end = tar.offset
+    except tarfile.ReadError as error:
+        return f"broken tar: {error} after {count} members"
+    if path.stat().st_size - end < 2 * _BLOCK or not _is_zero_from(path, end):
+        return f"broken tar: no end marker after {count} members, so the rest is cut off or unreadable"
+    return None if count else "empty tar"
+
+
+def _is_zero_from(path: Path, start: int) -> bool:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return not any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(_HASH_CHUNK), b""))

@@ -1,0 +1,170 @@
+"""The DiT's layers over tensor ranks, from Megatron-core's linear layers.
+
+Shapes: L tokens of a pack, l = L / tensor_size of one sequence shard (l = L without sequence parallelism), F features,
+f = F / tensor_size of one shard.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import ModelParallelConfig
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    linear_with_grad_accumulation_and_async_allreduce,
+)
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from parallel.runtime import Grid
+from parallel.shard import mark_sharded
+
+
+class _SumGradient(torch.autograd.Function):
+    """Identity; the gradient is summed over a group.
+
+    Megatron's `copy_to_tensor_model_parallel_region` reduces the incoming gradient in place, which loses the sum where
+    that gradient is not contiguous and spoils it for other readers where it is shared. This one sums a copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _sum(gradient, ctx.group), None
+
+
+class _SumBothWays(torch.autograd.Function):
+    """Sum over a group, of a tensor that every rank of it then uses on a shard of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _sum(tensor, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _sum(gradient, ctx.group), None
+
+
+def _sum(tensor: Tensor, group: ProcessGroup) -> Tensor:
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """Megatron's layer, returning the output alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, _ = super().forward(x)
+        return output
+
+
+class _ShareOfBias(torch.autograd.Function):
+    """`bias / ranks`, to be summed over the ranks; each of them sees the gradient of the sum, which is the bias's."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, ranks: int) -> Tensor:
+        return bias / ranks
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class RowLinear(RowParallelLinear):
+    """Megatron's layer, except that the bias goes in before the sum over ranks, a share on each.
+
+    After the sum each rank would add it to its own tokens only, and its gradient would need a reduction of its own.
+    """
+
+    def forward(self, x_Lf: Tensor) -> Tensor:
+        partial_LF = linear_with_grad_accumulation_and_async_allreduce(
+            x_Lf,
+            self.weight,
+            _ShareOfBias.apply(self.bias, self.tp_group.size()),
+            gradient_accumulation_fusion=False,
+            allreduce_dgrad=False,
+            sequence_parallel=False,
+            tp_group=self.tp_group,
+        )
+        if self.sequence_parallel:
+            return reduce_scatter_to_sequence_parallel_region(partial_LF, group=self.tp_group)
+        return reduce_from_tensor_model_parallel_region(partial_LF, group=self.tp_group)
+
+
+class ShardedRMSNorm(nn.Module):
+    """RMS norm over the full width of a tensor `x_Lf` of which this rank holds some features."""
+
+    def __init__(self, features: int, eps: float, group: ProcessGroup) -> None:
+        super().__init__()
+        self.features, self.eps, self.group = features, eps, group
+        self.weight = nn.Parameter(torch.ones(features // group.size()))
+        mark_sharded(self.weight, 0)
+
+    def forward(self, x_Lf: Tensor) -> Tensor:
+        wide_Lf = x_Lf if x_Lf.dtype == torch.float64 else x_Lf.float()
+        square_L1 = wide_Lf.square().sum(-1, keepdim=True)
+        if self.group.size() > 1:
+            square_L1 = _SumBothWays.apply(square_L1, self.group)
+        norm_Lf = wide_Lf * torch.rsqrt(square_L1 / self.features + self.eps)
+        return norm_Lf.to(x_Lf.dtype) * self.weight
+
+
+class MegatronLayers:
+    """`model.layers.Layers` over the tensor ranks of a grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.group = grid.tensor_group
+        self.tensor_size = grid.tensor_size
+        self.shards_sequence = grid.dims.shards_sequence
+
+    def _options(self, *, sequence: bool) -> dict[str, Any]:
+        config = ModelParallelConfig(
+            tensor_model_parallel_size=self.tensor_size,
+            sequence_parallel=sequence,
+            use_cpu_initialization=True,
+            perform_initialization=False,
+            params_dtype=torch.get_default_dtype(),
+            gradient_accumulation_fusion=False,
+        )
+        return {"config": config, "init_method": nn.init.zeros_, "bias": True, "tp_group": self.group}
+
+    def column_linear(self, in_features: int, out_features: int, *, gather_sequence: bool) -> nn.Module:
+        options = self._options(sequence=self.shards_sequence and gather_sequence)
+        layer = ColumnLinear(in_features, out_features, gather_output=False, **options)
+        for parameter in (layer.weight, layer.bias):
+            mark_sharded(parameter, 0)
+        return layer
+
+    def row_linear(self, in_features: int, out_features: int) -> nn.Module:
+        options = self._options(sequence=self.shards_sequence)
+        layer = RowLinear(in_features, out_features, input_is_parallel=True, skip_bias_add=True, **options)
+        mark_sharded(layer.weight, 1)
+        return layer
+
+    def sharded_rms_norm(self, features: int, eps: float) -> nn.Module:
+        return ShardedRMSNorm(features, eps, self.group)
+
+    def replicated(self, tensor: Tensor) -> Tensor:
+        return _SumGradient.apply(tensor, self.group) if self.shards_sequence else tensor
+
+    def scatter_sequence(self, x: Tensor) -> Tensor:
+        return scatter_to_sequence_parallel_region(x, group=self.group) if self.shards_sequence else x
+
+    def gather_sequence(self, x: Tensor) -> Tensor:
+        if not self.shards_sequence:
+            return x
+        # All ranks compute the same loss from the gathered tensor: each keeps its slice, nothing is summed.
+        return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False, group=self.group)

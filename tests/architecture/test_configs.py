@@ -1,0 +1,95 @@
+"""Every shipped YAML composes into the dataclass of its command, alone and as an option of its group."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from trainer.compose import to_dataclass
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+PACKAGES = ("trainer", "slurm", "scaling")
+
+
+def entry_points() -> dict[str, tuple[str, str]]:
+    """Root config -> (module, name of its dataclass), as `@hydra.main` and `to_dataclass` in that module say."""
+    found = {}
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py")):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        roots = [
+            word.value.value
+            for call in calls
+            if ast.unparse(call.func) == "hydra.main"
+            for word in call.keywords
+            if word.arg == "config_name"
+        ]
+        kinds = [ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "to_dataclass"]
+        if roots:
+            assert (len(roots), len(kinds)) == (1, 1), f"{path} must call hydra.main and to_dataclass once each"
+            found[roots[0]] = (f"{path.parent.name}.{path.stem}", kinds[0])
+    return found
+
+
+def groups(root: str) -> list[str]:
+    """Groups in the defaults list of a root config, those without a default (`experiment: null`) too."""
+    defaults = yaml.safe_load((CONF / f"{root}.yaml").read_text()).get("defaults", [])
+    names = [next(iter(entry)) for entry in defaults if isinstance(entry, dict)]
+    return [name.split("@")[0] for name in names if not name.startswith("override ")]
+
+
+def cases() -> list[tuple[str, str]]:
+    """(root config, override) pairs; the empty override is the root alone."""
+    pairs = []
+    for root in sorted(path.stem for path in CONF.glob("*.yaml")):
+        pairs.append((root, ""))
+        for group in groups(root):
+            pairs += [(root, f"{group}={path.stem}") for path in sorted((CONF / group).glob("*.yaml"))]
+    return pairs
+
+
+def composed(root: str, override: str) -> DictConfig:
+    """What the command gets, with the values that only a user can give filled in."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(root, [override] if override else [])
+    for key in sorted(OmegaConf.missing_keys(config)):
+        OmegaConf.update(config, key, "given-by-the-user")
+    return config
+
+
+@pytest.mark.parametrize(("root", "override"), cases())
+def test_config_composes_into_its_dataclass(root, override):
+    module, kind = entry_points()[root]
+    to_dataclass(getattr(importlib.import_module(module), kind), composed(root, override))
+
+
+@pytest.mark.parametrize("root", sorted({root for root, _ in cases()}))
+def test_no_key_of_a_command_is_also_a_group_it_does_not_use(root):
+    """Hydra would take `codec=PATH` for the choice of an option of the group `codec`, and refuse it."""
+    keys = yaml.safe_load((CONF / f"{root}.yaml").read_text()).keys()
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert keys & folders <= set(groups(root))
+
+
+def test_no_yaml_is_left_out():
+    covered = {CONF / f"{root}.yaml" for root, _ in cases()}
+    covered |= {CONF / group / f"{option}.yaml" for _, pair in cases() if pair for group, option in [pair.split("=")]}
+    assert set(CONF.rglob("*.yaml")) == covered
+
+
+def test_experiments_begin_with_the_command_that_runs_them():
+    files = [path for group in ("experiment", "debug") for path in (CONF / group).glob("*.yaml")]
+    headers = {path: path.read_text().split("\n\n")[0].split("\n")[:3] for path in files}
+    assert not [
+        path
+        for path, lines in headers.items()
+        if not any(line.startswith("# ") and f"={path.stem}" in line for line in lines)
+    ]
+
+
+def test_no_yaml_names_code():
+    assert not [path for path in CONF.rglob("*.yaml") if "_target_" in path.read_text()]

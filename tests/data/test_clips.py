@@ -1,0 +1,205 @@
+import json
+import tarfile
+
+import pytest
+
+from data.clips import INDEX_NAME, ClipSource, clip_shards, clip_shards_identity, read_clips, write_clip_shards
+from data.lattice import ClipConfig
+from data.report import ClipReport
+from data.shards import ShardWriter
+from tests.data.media import number_of, source, still, video
+
+CONFIG = ClipConfig(fps=8.0, max_frames=17)
+
+
+def read(folder, config=CONFIG):
+    report = ClipReport()
+    return {clip.key: clip for clip in read_clips(folder, config, report)}, report
+
+
+@pytest.fixture
+def shards(tmp_path):
+    clips = [
+        source("film/shot1", video(frames=48), start_s=10.0),
+        source("film/shot2", video(frames=120)),
+        source("tall", video(frames=24, height=112, width=64)),
+        source("photo", still(height=50, width=70), "png"),
+        source("jpeg", still(extension="jpg"), "jpg"),
+    ]
+    write_clip_shards(clips, tmp_path / "clips", clips_per_shard=2)
+    return tmp_path / "clips"
+
+
+def test_clips_come_back_as_windows_on_the_lattice(shards):
+    clips, report = read(shards)
+    assert {key: tuple(clip.frames_T3HW.shape) for key, clip in clips.items()} == {
+        "film/shot1": (13, 3, 48, 64),
+        "film/shot2_w00": (17, 3, 48, 64),
+        "film/shot2_w01": (17, 3, 48, 64),
+        "film/shot2_w02": (5, 3, 48, 64),
+        "tall": (5, 3, 112, 64),
+        "photo": (1, 3, 48, 64),
+        "jpeg": (1, 3, 48, 64),
+    }
+    assert (report.source_clips, report.windows, report.images, report.skipped) == (5, 7, 2, [])
+    assert report.frames == 13 + 17 + 17 + 5 + 5 + 1 + 1
+    assert report.frames_cropped == 3 + 1 + 3
+    assert clips["film/shot1"].start_s == 10.0 and clips["film/shot2_w01"].start_s == 17 / 8
+    assert clips["film/shot2_w01"].source == "film/shot2"
+    assert clips["photo"].captions == {"short": "clip photo", "descriptive": "a longer line about clip photo"}
+    assert (clips["photo"].native_height, clips["photo"].native_width) == (50, 70)
+    assert [clip.modality for clip in clips.values()].count("image") == 2
+    # Window 1 goes on where window 0 stops: frame 17 of 8 fps is frame 51 of 24 fps, whose red wraps at 32.
+    assert number_of(clips["film/shot2_w01"].frames_T3HW[0].numpy()) == 51 % 32
+
+
+def test_shards_and_index_are_what_was_written(shards):
+    assert [path.name for path in clip_shards(shards)] == ["clips-000000.tar", "clips-000001.tar", "clips-000002.tar"]
+    assert [s["count"] for s in json.loads((shards / INDEX_NAME).read_text())["shards"]] == [2, 2, 1]
+
+
+def test_a_corrupt_clip_among_good_ones_is_skipped_and_reported(tmp_path):
+    broken = video()[:1500]
+    clips = [source("good1", video()), source("broken", broken), source("good2", video())]
+    write_clip_shards(clips, tmp_path / "clips")
+    clips, report = read(tmp_path / "clips")
+    assert list(clips) == ["good1", "good2"]
+    [skipped] = report.skipped
+    assert (skipped.shard, skipped.key) == ("clips-000000.tar", "broken")
+    assert skipped.reason.startswith("cannot be decoded: InvalidDataError")
+    assert report.to_json()["reasons"] == {"cannot be decoded": 1}
+    assert any("clips-000000.tar: broken: cannot be decoded" in line for line in report.lines())
+
+
+def test_a_flipped_bit_in_a_video_is_found_by_its_checksum(shards):
+    path = shards / "clips-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"mdat") + 700] ^= 4
+    path.write_bytes(data)
+    clips, report = read(shards)
+    assert "film/shot1" not in clips and len(clips) == 6
+    assert [str(item) for item in report.skipped] == [
+        "clips-000000.tar: film/shot1: wrong checksum: the bytes are not those that were written"
+    ]
+
+
+@pytest.mark.parametrize("where", ["between samples", "inside a sample", "inside a header", "inside a payload"])
+def test_a_cut_shard_gives_what_is_whole_and_is_reported(tmp_path, where):
+    write_clip_shards([source(f"c{i}", video(frames=24)) for i in range(4)], tmp_path / "clips")
+    path = tmp_path / "clips" / "clips-000000.tar"
+    with tarfile.open(path) as tar:
+        third = {member.name: member for member in tar if member.name.startswith("c2")}
+    length = {
+        "between samples": third["c2.json"].offset,
+        "inside a sample": third["c2.mp4"].offset,
+        "inside a header": third["c2.json"].offset + 100,
+        "inside a payload": third["c2.mp4"].offset_data + 900,
+    }[where]
+    path.write_bytes(path.read_bytes()[:length])
+    clips, report = read(tmp_path / "clips")
+    assert list(clips) == ["c0", "c1"]
+    assert [item for item in report.skipped if item.key == "" and item.reason.startswith("broken tar")]
+    assert {item.key for item in report.skipped} <= {"", "c2"}
+
+
+def test_foreign_shards_need_no_index_and_bad_samples_are_named(tmp_path):
+    good = json.dumps({"captions": {"short": "a"}, "source": "s"}).encode()
+    writer = ShardWriter(tmp_path, "x.tar")
+    writer.write("ok", {"mp4": video(), "json": good})
+    writer.write("nojson", {"mp4": video()})
+    writer.write("nomedia", {"json": good, "txt": b"hi"})
+    writer.write("badjson", {"mp4": video(), "json": b"{"})
+    writer.write("nocaption", {"mp4": video(), "json": b'{"source": "s"}'})
+    writer.write("emptycaption", {"mp4": video(), "json": b'{"source": "s", "captions": {"short": " "}}'})
+    writer.write("nosource", {"mp4": video(), "json": b'{"captions": {"short": "a"}}'})
+    writer.write("short", {"mp4": video(frames=6), "json": good})
+    writer.write("tiny", {"png": still(height=10, width=20), "json": good})
+    writer.write("ok", {"mp4": video(), "json": good})
+    writer.close()
+    clips, report = read(tmp_path)
+    assert list(clips) == ["ok"]
+    assert {(item.key, item.reason.split(":")[0]) for item in report.skipped} == {
+        ("nojson", "no json"),
+        ("nomedia", "no video or image"),
+        ("badjson", "bad json"),
+        ("nocaption", "no captions"),
+        ("emptycaption", "empty caption"),
+        ("nosource", "no source"),
+        ("short", "too short"),
+        ("tiny", "too small"),
+        ("ok", "duplicate key"),
+    }
+
+
+def test_a_member_written_twice_in_a_row_is_reported(tmp_path):
+    writer = ShardWriter(tmp_path, "x.tar")
+    good = json.dumps({"captions": {"short": "a"}, "source": "s"}).encode()
+    for _ in range(2):
+        writer.write("a", {"mp4": video(), "json": good})
+    writer.write("b", {"mp4": video(), "json": good})
+    writer.close()
+    clips, report = read(tmp_path)
+    assert list(clips) == ["a", "b"]
+    assert report.skipped and all("duplicate file name" in item.reason for item in report.skipped)
+
+
+def test_a_hostile_name_is_reported_and_not_used(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("../../evil.json", "../../evil.png"):
+            tar.addfile(tarfile.TarInfo(name))
+    clips, report = read(tmp_path)
+    assert not clips
+    assert [item.reason.split(":")[0] for item in report.skipped] == ["bad key"]
+
+
+def test_missing_clips_are_one_sentence(tmp_path, shards):
+    with pytest.raises(ValueError, match=r"clips=.*nowhere is not a folder: give the folder of clip shards"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"holds no clip shards \(\*.tar\)"):
+        read(tmp_path / "empty")
+    (shards / "clips-000001.tar").unlink()
+    with pytest.raises(ValueError, match=r"lacks clips-000001.tar \(1 of 3 shards"):
+        read(shards)
+
+
+def test_a_shard_shorter_than_its_index_is_reported(shards):
+    writer = ShardWriter(shards, "new.tar")
+    clip = source("film/shot1", video())
+    writer.write(clip.key, {"mp4": clip.media, "json": json.dumps(clip.meta).encode()})
+    writer.close()
+    (shards / "new.tar").replace(shards / "clips-000000.tar")
+    _, report = read(shards)
+    assert [item.reason for item in report.skipped] == ["wrong count: 1 clips, but 2 in clips.json"]
+
+
+def test_the_identity_names_the_bytes(tmp_path):
+    for name, frames in (("a", 24), ("b", 24), ("c", 25)):
+        write_clip_shards([source("k", video(frames=frames))], tmp_path / name)
+    a, b, c = (clip_shards_identity(tmp_path / name) for name in "abc")
+    assert a == b != c
+    (tmp_path / "a" / INDEX_NAME).unlink()
+    assert clip_shards_identity(tmp_path / "a") == b
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        (ClipSource(key="a.b", media=b"", extension="mp4", meta={}), "sample key 'a.b'"),
+        (ClipSource(key="a", media=b"", extension="exe", meta={}), "clip a: .exe is none of"),
+        (ClipSource(key="a", media=b"", extension="mp4", meta={"source": "s"}), "clip a: no captions"),
+        (ClipSource(key="a", media=b"", extension="mp4", meta={"captions": {"short": "x"}}), "clip a: no source"),
+    ],
+)
+def test_the_writer_refuses_what_a_reader_would(tmp_path, clip, message):
+    with pytest.raises(ValueError, match=message):
+        write_clip_shards([clip], tmp_path / "clips")
+    assert not list(tmp_path.iterdir())
+
+
+def test_keys_used_twice_and_empty_lists_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="'a' is used twice"):
+        write_clip_shards([source("a", b"x"), source("a", b"y")], tmp_path / "clips")
+    with pytest.raises(ValueError, match="no clips to write"):
+        write_clip_shards([], tmp_path / "clips")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,112 @@
+from fractions import Fraction
+from io import BytesIO
+
+import av
+import numpy as np
+import pytest
+
+from data.decode import DecodeError, decode_clip
+from data.lattice import ClipConfig
+from tests.data.media import number_of, picture, still, video
+
+CONFIG = ClipConfig(fps=8.0, max_frames=17)
+
+
+def numbers(media: bytes, config: ClipConfig = CONFIG) -> list[int]:
+    return [number_of(frame.numpy()) for frame in decode_clip(media, config, is_image=False).frames_T3HW]
+
+
+@pytest.mark.parametrize("fps", [8, 10, 24, 25, 30])
+def test_each_tick_shows_the_frame_on_screen_at_that_time(fps):
+    expected = [int(tick * fps / 8 + 1e-6) for tick in range(8)]
+    assert numbers(video(frames=fps, fps=fps)) == expected
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_a_variable_frame_rate_is_followed_by_time(container):
+    media = video(frames=6, times_ms=[0, 40, 80, 500, 540, 1000], container=container)
+    # On screen at 0, 125, ... 1000 ms.
+    assert numbers(media) == [0, 2, 2, 2, 3, 4, 4, 4, 5]
+
+
+def test_half_the_rate_takes_every_second_frame():
+    assert numbers(video(frames=24, fps=24), ClipConfig(fps=12.0, max_frames=17)) == list(range(0, 24, 2))
+
+
+@pytest.mark.parametrize("codec", [("mp4", "libx264"), ("avi", "mpeg4"), ("webm", "libvpx")])
+def test_other_containers_and_codecs_decode(codec):
+    decoded = decode_clip(video(container=codec[0], codec=codec[1]), CONFIG, is_image=False)
+    assert decoded.frames_T3HW.shape == (8, 3, 48, 64)
+
+
+def test_pixels_keep_their_place_and_colour():
+    height, width = 96, 160
+    decoded = decode_clip(video(frames=3, fps=8, height=height, width=width), CONFIG, is_image=False)
+    error = np.abs(
+        decoded.frames_T3HW[1].numpy().astype(int)
+        - picture(1, height=height, width=width).transpose(2, 0, 1).astype(int)
+    )
+    assert error.mean() < 3
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+def test_an_image_is_a_clip_of_one_frame(extension):
+    decoded = decode_clip(still(height=50, width=70, extension=extension), CONFIG, is_image=True)
+    assert decoded.frames_T3HW.shape == (1, 3, 48, 64)
+    assert (decoded.native_height, decoded.native_width) == (50, 70)
+    assert number_of(decoded.frames_T3HW[0].numpy()) == 5
+    # Full-range and limited-range sources end on the same scale: the ramps run from black to white.
+    assert decoded.frames_T3HW[0, 1].float().mean(0)[[0, -1]].tolist() == pytest.approx([2, 253], abs=8)
+
+
+def test_odd_sizes_are_cropped_in_the_middle_not_stretched():
+    media = still(height=33, width=65)
+    decoded = decode_clip(media, CONFIG, is_image=True)
+    assert decoded.frames_T3HW.shape == (1, 3, 32, 64)
+
+
+def test_pixels_that_are_not_square_are_made_square():
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
+        for _ in range(5):
+            frame = av.VideoFrame.from_ndarray(picture(3, height=64, width=64), format="rgb24")
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    assert decode_clip(buffer.getvalue(), CONFIG, is_image=False).frames_T3HW.shape == (5, 3, 64, 128)
+
+
+def test_max_tokens_holds_for_the_longest_window_of_a_long_clip():
+    config = ClipConfig(fps=8.0, max_frames=9, max_tokens=24)
+    frames = decode_clip(video(frames=96, height=96, width=96), config, is_image=False).frames_T3HW
+    assert frames.shape[0] == 32
+    assert 8 < config.tokens(9, *frames.shape[2:]) <= 24
+
+
+@pytest.mark.parametrize(
+    "media",
+    [b"", b"not a video" * 50, video()[:1500], video(container="matroska")[:1200]],
+    ids=["empty", "junk", "mp4", "mkv"],
+)
+def test_damaged_videos_are_refused_with_a_reason(media):
+    with pytest.raises(DecodeError, match="cannot be decoded|no frames"):
+        decode_clip(media, CONFIG, is_image=False)
+
+
+def test_a_gap_of_an_hour_is_a_broken_time_stamp():
+    media = video(frames=3, times_ms=[0, 100, 3_600_000])
+    with pytest.raises(DecodeError, match="broken time stamps: 3600.000 s follows 0.100 s"):
+        decode_clip(media, CONFIG, is_image=False)
+
+
+def test_a_file_without_pictures_is_refused():
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="wav") as output:
+        stream = output.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        output.mux(stream.encode(frame))
+    with pytest.raises(DecodeError, match="no video stream"):
+        decode_clip(buffer.getvalue(), CONFIG, is_image=False)

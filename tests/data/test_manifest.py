@@ -1,0 +1,96 @@
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from data.manifest import FILE_NAME, Manifest
+from tests.data.latent_set import sample, write_latents
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return write_latents(tmp_path / "set", [sample(i, heldout_every=5) for i in range(40)])
+
+
+def test_splits_part_the_rows(manifest):
+    train, heldout = manifest.select("train"), manifest.select("heldout")
+    assert sorted(train.keys() + heldout.keys()) == sorted(manifest.keys())
+    assert sorted(heldout.keys()) == [f"film/clip{i:04d}" for i in range(0, 40, 5)]
+    assert len({manifest.hash, train.hash, heldout.hash}) == 3
+
+
+def test_head_keeps_the_first_rows(manifest):
+    assert manifest.head(3).keys() == manifest.keys()[:3]
+    assert manifest.head(3).hash != manifest.hash
+
+
+def test_rows_know_their_shard(manifest):
+    train = manifest.select("train")
+    names = list(dict.fromkeys(train.row(i)["shard"] for i in range(len(train))))
+    assert [names[s] for s in train.shard_of_row] == [train.row(i)["shard"] for i in range(len(train))]
+    assert train.video_tokens.dtype == np.int32
+
+
+def test_the_hash_names_content_not_place(tmp_path):
+    samples = [sample(i) for i in range(10)]
+    first = write_latents(tmp_path / "a", samples)
+    assert write_latents(tmp_path / "b", samples).hash == first.hash
+    assert write_latents(tmp_path / "c", samples[:9]).hash != first.hash
+    assert write_latents(tmp_path / "d", samples, codec="x" * 64).hash != first.hash
+    changed = [*samples[:9], sample(9)]
+    changed[9].latent_CTHW[0, 0, 0, 0] += 1e-3
+    assert write_latents(tmp_path / "e", changed).hash != first.hash
+
+
+def test_shards_of_another_codec_are_refused(manifest):
+    manifest.require_identity(codec="c" * 64, text="t" * 64, patch_size=(1, 2, 2))
+    with pytest.raises(
+        ValueError, match="encoded by another codec [(]cccccccccccc, not dddddddddddd[)]: name the codec"
+    ):
+        manifest.require_identity(codec="d" * 64)
+    with pytest.raises(ValueError, match="another text encoder"):
+        manifest.require_identity(text="d" * 64)
+    with pytest.raises(ValueError, match=r"patch size \(1, 2, 2\), but the model has \(1, 4, 4\)"):
+        manifest.require_identity(patch_size=(1, 4, 4))
+
+
+def test_a_missing_manifest_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="has no manifest.parquet: make latent shards with `python -m trainer.encode`"):
+        Manifest.read(tmp_path)
+
+
+def test_an_edited_manifest_is_refused(manifest):
+    path = manifest.folder / FILE_NAME
+    table = pyarrow.parquet.read_table(path)
+    tokens = table["video_tokens"].to_numpy().copy()
+    tokens[0] += 1
+    place = table.schema.names.index("video_tokens")
+    edited = table.set_column(place, table.schema.field(place), pyarrow.array(tokens, pyarrow.int32()))
+    pyarrow.parquet.write_table(edited, path)
+    with pytest.raises(ValueError, match="does not match its own hash"):
+        Manifest.read(manifest.folder)
+
+
+def test_a_truncated_manifest_is_refused(manifest):
+    path = manifest.folder / FILE_NAME
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="manifest.parquet cannot be read"):
+        Manifest.read(manifest.folder)
+
+
+def test_parquet_made_by_someone_else_is_refused(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / FILE_NAME)
+    with pytest.raises(ValueError, match="manifest.parquet cannot be read"):
+        Manifest.read(tmp_path)
+
+
+def test_missing_and_short_shards_are_named_when_the_set_is_opened(manifest):
+    path = manifest.folder / manifest.shards[1].name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(
+        ValueError, match=f"{path} has {len(whole) - 1} bytes, though manifest.parquet says {len(whole)}"
+    ):
+        Manifest.read(manifest.folder)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{path} is missing"):
+        Manifest.read(manifest.folder)

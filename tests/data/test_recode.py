@@ -1,0 +1,133 @@
+"""Small clips cut out of a video: frames, times, sizes, colours."""
+
+from dataclasses import replace
+from fractions import Fraction
+from io import BytesIO
+
+import av
+import numpy as np
+import pytest
+
+from data.recode import RecodeConfig, Recoded, Shot, Stretch, recode
+from data.scenes import SceneConfig
+
+FPS = 24
+COLOURS = [(200, 60, 60), (60, 190, 80), (70, 80, 210)]
+CONFIG = RecodeConfig(short_side=72)
+
+
+def picture(colour: tuple[int, int, int], *, height: int, width: int, bright: float) -> np.ndarray:
+    """A colour that darkens from left to right and brightens with time."""
+    ramp = np.linspace(1.0, 0.6, width)[None, :, None] * bright
+    return np.clip(np.array(colour) * np.broadcast_to(ramp, (height, width, 1)), 0, 255).astype(np.uint8)
+
+
+def make_video(
+    *,
+    frames_per_scene: int = 30,
+    height: int = 180,
+    width: int = 320,
+    aspect: Fraction = Fraction(1),
+    first_pts: int = 0,
+) -> bytes:
+    """Three scenes, one a colour, as an mp4 in memory."""
+    target = BytesIO()
+    with av.open(target, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "10"}
+        stream.codec_context.sample_aspect_ratio = aspect
+        stream.codec_context.thread_count = 1
+        for number in range(3 * frames_per_scene):
+            colour, bright = COLOURS[number // frames_per_scene], 0.8 + 0.004 * (number % frames_per_scene)
+            frame = av.VideoFrame.from_ndarray(picture(colour, height=height, width=width, bright=bright))
+            frame.pts, frame.time_base = number + first_pts, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return target.getvalue()
+
+
+def run(
+    video: bytes, stretches: list[Stretch], config: RecodeConfig = CONFIG
+) -> tuple[list[Shot], list[Recoded | None]]:
+    return recode(video, stretches, config=config, scenes=SceneConfig(), progress=lambda seconds: None)
+
+
+def stretch(shot: int, start: int, end: int) -> Stretch:
+    """A stretch given in frames."""
+    return Stretch(shot=shot, start_s=round(start / FPS, 3), end_s=round(end / FPS, 3))
+
+
+def decoded(clip: Recoded | None) -> list[av.VideoFrame]:
+    assert clip is not None
+    with av.open(BytesIO(clip.media)) as container:
+        return list(container.decode(video=0))
+
+
+def test_shots_and_their_clips_have_the_right_frames():
+    shots, clips = run(make_video(), [stretch(0, 0, 30), stretch(1, 35, 47), stretch(1, 47, 60), stretch(2, 60, 90)])
+    assert [(round(s.start_s * FPS), round(s.end_s * FPS)) for s in shots] == [(0, 30), (30, 60), (60, 90)]
+    assert [len(decoded(clip)) for clip in clips] == [30, 12, 13, 30]
+    assert [clip.frames for clip in clips] == [30, 12, 13, 30]
+    for clip, colour in zip(clips, [0, 1, 1, 2]):
+        frames = decoded(clip)
+        assert [round(frame.time * FPS) for frame in frames] == list(range(len(frames)))
+        mean = frames[0].to_ndarray(format="rgb24").mean((0, 1))
+        assert int(mean.argmax()) == colour
+        assert (clip.fps, clip.height, clip.width) == (FPS, 72, 128)
+
+
+def test_pictures_survive():
+    _, (clip,) = run(make_video(), [stretch(1, 40, 60)])
+    for number, frame in enumerate(decoded(clip)):
+        want = picture(COLOURS[1], height=72, width=128, bright=0.8 + 0.004 * (10 + number))
+        error = frame.to_ndarray(format="rgb24").astype(float) - want
+        assert np.sqrt((error**2).mean()) < 4
+
+
+def test_what_lies_between_stretches_or_in_no_shot_is_dropped():
+    _, clips = run(make_video(), [stretch(0, 10, 20), stretch(1, 25, 40)])
+    assert [clip.frames for clip in clips] == [10, 10]  # frames 25-29 are of shot 0
+
+
+def test_a_stretch_of_another_shot_has_no_clip():
+    _, clips = run(make_video(), [stretch(2, 5, 25)])
+    assert clips == [None]
+
+
+def test_times_count_from_the_first_frame():
+    shots, clips = run(make_video(first_pts=48), [stretch(0, 0, 30)])
+    assert shots[0].start_s == 0.0
+    assert clips[0].frames == 30
+
+
+def test_small_videos_are_not_enlarged():
+    _, (clip,) = run(make_video(height=50, width=64), [stretch(0, 0, 24)])
+    assert (clip.height, clip.width) == (50, 64)
+
+
+def test_pixels_become_square():
+    _, (clip,) = run(make_video(height=144, width=176, aspect=Fraction(128, 117)), [stretch(0, 0, 24)])
+    assert (clip.height, clip.width) == (72, 96)
+    assert decoded(clip)[0].width == 96
+
+
+def test_keyframes_are_close_together():
+    _, (clip,) = run(make_video(), [stretch(0, 0, 30)])
+    keys = [number for number, frame in enumerate(decoded(clip)) if frame.key_frame]
+    assert keys[0] == 0
+    assert max(np.diff([*keys, 30])) <= CONFIG.keyframe_interval
+
+
+def test_the_same_video_gives_the_same_bytes():
+    video = make_video()
+    first, second = (run(video, [stretch(0, 0, 30), stretch(2, 62, 90)])[1] for _ in range(2))
+    assert first == second
+    assert run(video, [stretch(0, 0, 30), stretch(2, 62, 90)], replace(CONFIG, crf=30))[1] != first
+
+
+def test_progress_is_told():
+    heard: list[float] = []
+    recode(make_video(), [], config=CONFIG, scenes=SceneConfig(), progress=heard.append)
+    assert len(heard) == 90
+    assert heard[-1] == pytest.approx(90 / FPS)

@@ -1,0 +1,157 @@
+import errno
+import gc
+import io
+import tarfile
+from zlib import crc32
+
+import pytest
+import webdataset
+
+from data import shards
+from data.shards import ShardWriter, check_key, file_sha256, new_folder, tar_damage
+
+SAMPLES = {f"clip{i}": {"json": b"{}" * (i + 1), "mp4": bytes([i]) * (700 * i)} for i in range(4)}
+
+
+def write(folder, name="a.tar"):
+    writer = ShardWriter(folder, name)
+    places = {key: writer.write(key, members) for key, members in SAMPLES.items()}
+    return writer.close(), places
+
+
+def test_members_lie_where_the_writer_says(tmp_path):
+    info, places = write(tmp_path)
+    data = (tmp_path / "a.tar").read_bytes()
+    for key, members in SAMPLES.items():
+        for extension, content in members.items():
+            place = places[key][extension]
+            assert data[place.offset : place.offset + place.size] == content
+            assert place.crc32 == crc32(content)
+    assert (info.bytes, info.count, info.sha256) == (len(data), 4, file_sha256(tmp_path / "a.tar"))
+
+
+def test_other_readers_read_the_shard(tmp_path):
+    write(tmp_path)
+    read = {s["__key__"]: s for s in webdataset.WebDataset([str(tmp_path / "a.tar")], shardshuffle=False)}
+    assert {k: (s["json"], s["mp4"]) for k, s in read.items()} == {k: (m["json"], m["mp4"]) for k, m in SAMPLES.items()}
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        assert len(tar.getnames()) == 8
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path):
+    assert write(tmp_path, "a.tar")[0].sha256 == write(tmp_path, "b.tar")[0].sha256
+
+
+def test_a_whole_shard_has_no_damage(tmp_path):
+    write(tmp_path)
+    assert tar_damage(tmp_path / "a.tar") is None
+
+
+def test_every_cut_is_noticed(tmp_path):
+    _, places = write(tmp_path)
+    whole = (tmp_path / "a.tar").read_bytes()
+    last = max(p.offset + p.size for members in places.values() for p in members.values())
+    for length in [0, 100, 512, 1024, places["clip2"]["json"].offset - 512, places["clip2"]["mp4"].offset + 5, last]:
+        path = tmp_path / "cut.tar"
+        path.write_bytes(whole[:length])
+        assert tar_damage(path), length
+
+
+def test_a_broken_or_zeroed_header_is_noticed(tmp_path):
+    _, places = write(tmp_path)
+    whole = (tmp_path / "a.tar").read_bytes()
+    header = places["clip2"]["json"].offset - 512
+    flipped = bytearray(whole)
+    flipped[header + 130] ^= 1
+    zeroed = whole[:header] + bytes(512) + whole[header + 512 :]
+    for data in (bytes(flipped), zeroed):
+        (tmp_path / "b.tar").write_bytes(data)
+        assert "no end marker after 4 members" in tar_damage(tmp_path / "b.tar")
+
+
+def test_a_broken_last_header_is_noticed_though_only_zeros_follow(tmp_path):
+    writer = ShardWriter(tmp_path, "a.tar")
+    writer.write("a", {"txt": b"1"})
+    place = writer.write("b", {"txt": b""})["txt"]
+    writer.close()
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    data[place.offset - 512 + 1] ^= 1
+    (tmp_path / "a.tar").write_bytes(data)
+    assert "no end marker after 1 members" in tar_damage(tmp_path / "a.tar")
+
+
+def test_empty_tars_and_links_are_noticed(tmp_path):
+    with tarfile.open(tmp_path / "e.tar", "w"):
+        pass
+    assert tar_damage(tmp_path / "e.tar") == "empty tar"
+    with tarfile.open(tmp_path / "l.tar", "w") as tar:
+        link = tarfile.TarInfo("clip.mp4")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link, io.BytesIO())
+    assert "'clip.mp4' is not a plain file" in tar_damage(tmp_path / "l.tar")
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "../a", "/a", "a b", "x" * 81, "é"])
+def test_bad_keys_are_refused(key):
+    with pytest.raises(ValueError, match="sample key"):
+        check_key(key)
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
+    with new_folder(tmp_path / "out") as scratch:
+        (scratch / "x").write_text("1")
+        assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out" / "x").read_text() == "1"
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "other") as scratch:
+        (scratch / "no folder" / "x").write_text("1")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "stale").write_text("1")
+    with new_folder(tmp_path / "out") as scratch:
+        (scratch / "x").write_text("1")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["x"]
+
+
+def test_an_existing_folder_is_replaced_only_when_asked(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("1")
+    with pytest.raises(ValueError, match="out exists"), new_folder(tmp_path / "out"):
+        pass
+    with pytest.raises(KeyError), new_folder(tmp_path / "out", replace=True):
+        raise KeyError
+    assert (tmp_path / "out" / "old").exists()
+    with new_folder(tmp_path / "out", replace=True):
+        pass
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    full_after(monkeypatch, writes=3)
+    with pytest.raises(OSError, match="the disk ran full while writing .*out: nothing half-written"):
+        fill(tmp_path / "out")
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def fill(folder):
+    with new_folder(folder) as scratch:
+        writer = ShardWriter(scratch, "a.tar")
+        for number in range(100):
+            writer.write(f"clip{number}", {"mp4": bytes(20_000)})
+
+
+def full_after(monkeypatch, *, writes):
+    """Every file that is opened refuses its `writes`-th write as a full disk does."""
+    left = [writes]
+
+    class FullDisk(io.FileIO):
+        def write(self, data):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(shards, "open", FullDisk, raising=False)

@@ -1,0 +1,315 @@
+"""Runs every layout the tests look at, in one set of forked processes: `python run_layouts.py FOLDER [PATTERN]`.
+
+Each case writes FOLDER/CASE/rankN.safetensors and .json; a case that fails writes rankN.error and the rest go on.
+"""
+
+import json
+import logging
+import math
+import multiprocessing
+import os
+import re
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import layout_reference as reference
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from model.init import initial_value
+from parallel.dims import ParallelDims
+from parallel.engine import TrainEngine
+from parallel.optim import AdamWConfig
+from parallel.pipeline import Pipeline
+from parallel.runtime import Grid
+from parallel.shard import is_on_every_stage, shard_of
+from parallel.stage import build_stage, check_replicas, sum_over_stages
+from parallel.tensor import MegatronLayers
+
+SIZE = 8
+LAYOUTS = {
+    "single": {},
+    "tp2": {"tensor": 2, "sequence": False},
+    "tp2_sp": {"tensor": 2},
+    "tp4_sp": {"tensor": 4},
+    "pp2": {"pipeline": 2},
+    "pp3": {"pipeline": 3},
+    "dp2": {"data": 2},
+    "tp2_pp2": {"tensor": 2, "pipeline": 2},
+    "tp2_pp2_dp2": {"tensor": 2, "pipeline": 2, "data": 2},
+}
+
+
+class Output:
+    """What a rank hands to the tests."""
+
+    def __init__(self):
+        self.tensors, self.notes = {}, {"pieces": []}
+
+    def add_pieces(self, pieces):
+        for piece in pieces:
+            self.tensors[f"{piece.kind}/{piece.name}"] = piece.tensor.clone()
+            self.notes["pieces"].append(
+                {"kind": piece.kind, "name": piece.name, "offset": piece.offset, "global_shape": piece.global_shape}
+            )
+
+
+def fill(stage, grid):
+    with torch.no_grad():
+        for name, parameter in stage.named_parameters():
+            shard = shard_of(parameter, grid)
+            parameter.copy_(shard.of(reference.random_value(name, shard.global_shape)))
+
+
+def mine(packs, grid):
+    share = len(packs) // grid.data_size
+    return packs[grid.data_rank * share : (grid.data_rank + 1) * share]
+
+
+def gradients(grid, out, folder, *, microbatches):
+    """Loss and gradients in float64 under the schedule alone."""
+    stage = build_stage(grid, reference.CONFIG, seed=0).double()
+    fill(stage, grid)
+    check_replicas(grid, stage)
+    packs = reference.step_packs(0, count=microbatches * grid.data_size)
+    weight = float(sum(pack.weight_L.sum() for pack in packs))
+    loss = Pipeline(grid, stage).forward_backward(mine(packs, grid), scale=1 / weight)
+    loss = torch.tensor(loss, dtype=torch.float64)
+    dist.all_reduce(loss, group=grid.data_group)
+    named = dict(stage.named_parameters())
+    sum_over_stages(grid, [p.grad for name, p in named.items() if is_on_every_stage(name)])
+    for name, parameter in named.items():
+        dist.all_reduce(parameter.grad, group=grid.data_group)
+        out.tensors[name] = parameter.grad
+        out.notes["pieces"].append({"name": name, "offset": shard_of(parameter, grid).offset})
+    out.notes["loss"] = float(loss) if grid.is_last_stage else None
+
+
+def training(grid, out, folder, *, dtype=torch.float32, steps=reference.STEPS):
+    """Steps with DeepSpeed, then predictions with the weights and with their average."""
+    with make_engine(grid, dtype) as engine:
+        out.notes["results"] = run_steps(engine, grid, range(steps))
+        out.notes["adam_steps"] = engine.adam_steps
+        inputs = reference.prediction_inputs()
+        out.tensors["predictions"] = torch.stack(engine.predict(inputs)).float()
+        with engine.ema_weights():
+            out.tensors["averaged_predictions"] = torch.stack(engine.predict(inputs)).float()
+        assert torch.equal(torch.stack(engine.predict(inputs)).float(), out.tensors["predictions"])
+        check_replicas(grid, engine.stage)
+        out.add_pieces(engine.pieces())
+        if dtype == torch.float32 and steps == reference.STEPS:
+            out.notes["more_results"] = run_steps(engine, grid, range(steps, steps + reference.MORE_STEPS))
+
+
+def make_engine(grid, dtype=torch.float32):
+    stage = build_stage(grid, reference.CONFIG, seed=0)
+    fill(stage, grid)
+    return TrainEngine(grid, stage, AdamWConfig(**reference.ADAM), dtype=dtype)
+
+
+def run_steps(engine, grid, steps):
+    rows = []
+    for step in steps:
+        result = engine.step(mine(reference.step_packs(step), grid), lr=reference.LR)
+        engine.update_ema(reference.EMA)
+        rows.append([result.loss, result.grad_norm, result.skipped])
+    return rows
+
+
+def resumed(grid, out, folder, *, source):
+    """Load what another layout saved, write it again, go on training."""
+    saved = reference.read_ranks(folder.parent / source)
+    paths = [folder.parent / source / f"rank{rank}.safetensors" for rank in range(len(saved))]
+
+    def read(kind, name, offset, shape):
+        out.notes["elements_read"] = out.notes.get("elements_read", 0) + math.prod(shape)
+        whole = torch.full(shape, float("nan"))
+        for (_, notes), path in zip(saved, paths, strict=True):
+            for piece in notes["pieces"]:
+                if (piece["kind"], piece["name"]) == (kind, name):
+                    with safe_open(path, "pt") as file:
+                        paste(whole, offset, file.get_tensor(f"{kind}/{name}"), piece["offset"])
+        assert not whole.isnan().any()
+        return whole
+
+    with make_engine(grid) as engine:
+        engine.load(read, adam_steps=saved[0][1]["adam_steps"])
+        out.notes["adam_steps"] = engine.adam_steps
+        out.add_pieces(engine.pieces())
+        out.tensors["predictions"] = torch.stack(engine.predict(reference.prediction_inputs()))
+        steps = range(reference.STEPS, reference.STEPS + reference.MORE_STEPS)
+        out.notes["more_results"] = run_steps(engine, grid, steps)
+
+
+def paste(whole, offset, part, part_offset):
+    starts = [max(a, b) for a, b in zip(offset, part_offset, strict=True)]
+    ends = [min(a + n, b + m) for a, n, b, m in zip(offset, whole.shape, part_offset, part.shape, strict=True)]
+    if all(start < end for start, end in zip(starts, ends, strict=True)):
+        target = tuple(slice(s - o, e - o) for s, e, o in zip(starts, ends, offset, strict=True))
+        source = tuple(slice(s - o, e - o) for s, e, o in zip(starts, ends, part_offset, strict=True))
+        whole[target] = part[source]
+
+
+def initial(grid, out, folder):
+    """A run at step 0: the pieces of a fresh engine, and what one rank must not be told about the others."""
+    with TrainEngine(grid, build_stage(grid, reference.CONFIG, seed=7), AdamWConfig()) as engine:
+        out.notes["adam_steps"] = engine.adam_steps
+        out.add_pieces(engine.pieces(("master", "exp_avg")))
+    out.notes["gathered"] = grid.gather_objects({"rank": grid.rank, "text": "é" * grid.rank})
+    out.notes["any"] = [grid.any(False), grid.any(grid.rank == grid.world_size - 1)]
+    out.notes["data_sum"] = float(grid.sum_over_data(torch.tensor(2.0**grid.data_rank)))
+    grid.barrier()
+    logical = initial_value("blocks.0.mlp_in.weight", (48, 32), 7)
+    out.tensors["expected"] = logical
+
+
+def not_finite(grid, out, folder):
+    """A bad loss, then a bad gradient on one rank, then a step without loss, then a good step."""
+    with make_engine(grid) as engine:
+        run_steps(engine, grid, range(2))
+        before = [tensor.clone() for tensor in (*engine.stage.parameters(), *engine._zero.masters)]
+
+        packs = mine(reference.step_packs(2), grid)
+        if grid.data_rank == grid.data_size - 1:
+            packs[0].target_LP[3, 1] = float("nan")
+        bad_loss = engine.step(packs, lr=reference.LR)
+
+        packs = mine(reference.step_packs(2), grid)
+        handle = None
+        if grid.rank == grid.world_size - 1:
+            last = list(engine.stage.parameters())[-1]
+            handle = last.register_hook(lambda gradient: gradient * float("inf"))
+        bad_gradient = engine.step(packs, lr=reference.LR)
+        if handle:
+            handle.remove()
+
+        for pack in packs:
+            pack.weight_L.zero_()
+        no_loss = engine.step(packs, lr=reference.LR)
+
+        after = (*engine.stage.parameters(), *engine._zero.masters)
+        out.notes["unchanged"] = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        out.notes["adam_steps"] = engine.adam_steps
+        out.notes["skipped"] = [result.skipped for result in (bad_loss, bad_gradient, no_loss)]
+        out.notes["finite"] = [math.isfinite(bad_loss.loss), math.isfinite(bad_gradient.grad_norm)]
+        out.notes["results"] = run_steps(engine, grid, range(2, 4))
+
+
+def unequal_replicas(grid, out, folder):
+    """The check for equal replicas names the parameter that is not."""
+    stage = build_stage(grid, reference.CONFIG, seed=0)
+    if grid.rank == grid.world_size - 1:
+        with torch.no_grad():
+            stage.conditioning.time_in.bias[2] += 1e-3
+    try:
+        check_replicas(grid, stage)
+    except AssertionError as error:
+        out.notes["error"] = str(error)
+
+
+def shared_gradients(grid, out, folder):
+    """A replicated tensor whose gradient is expanded (so not contiguous) and another tensor's too."""
+    entering, beside = (torch.zeros(3, 2, requires_grad=True) for _ in range(2))
+    total = (MegatronLayers(grid).replicated(entering) + beside).sum() * (grid.rank + 1)
+    total.backward()
+    out.tensors |= {"entering": entering.grad, "beside": beside.grad}
+
+
+def refusals(grid, out, folder):
+    """Packs that do not fit the layout."""
+    stage = build_stage(grid, reference.CONFIG, seed=0)
+    inputs = reference.make_pack(1).inputs
+    odd = type(inputs)(**{**vars(inputs), "patch_LP": inputs.patch_LP[:-1]})
+    try:
+        Pipeline(grid, stage).predict([odd])
+    except ValueError as error:
+        out.notes["error"] = str(error)
+
+
+def cases():
+    for layout in ("single", "tp2", "tp2_sp", "pp2", "pp3", "tp4_sp", "tp2_pp2_dp2"):
+        for microbatches in (2,) if layout == "tp4_sp" else (1, 2, 3):
+            yield f"gradients_{layout}_{microbatches}", layout, gradients, {"microbatches": microbatches}
+    for layout in ("single", "tp2_sp", "pp2", "dp2", "tp2_pp2_dp2"):
+        yield f"training_{layout}", layout, training, {}
+    for source, target in (("single", "tp2_pp2_dp2"), ("tp2_pp2_dp2", "dp2"), ("tp2_sp", "pp2")):
+        yield f"resumed_{source}_{target}", target, resumed, {"source": f"training_{source}"}
+    for layout in ("single", "tp2_pp2_dp2"):
+        yield f"resumed_{layout}_{layout}", layout, resumed, {"source": f"training_{layout}"}
+    for layout in ("single", "tp2_pp2"):
+        yield f"bf16_{layout}", layout, training, {"dtype": torch.bfloat16, "steps": 3}
+    yield "initial_tp2_pp2_dp2", "tp2_pp2_dp2", initial, {}
+    for layout in ("dp2", "tp2_pp2"):
+        yield f"not_finite_{layout}", layout, not_finite, {}
+    for layout in ("dp2", "tp2_sp", "pp2"):
+        yield f"unequal_replicas_{layout}", layout, unequal_replicas, {}
+    yield "shared_gradients_tp2_sp", "tp2_sp", shared_gradients, {}
+    yield "refusals_tp2_sp", "tp2_sp", refusals, {}
+
+
+def run_case(rank, root, name, layout, function, options):
+    dims = ParallelDims(**LAYOUTS[layout])
+    size = dims.model_size * (dims.data or 1)
+    folder = root / name
+    if rank >= size:
+        return
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    out, started = Output(), time.perf_counter()
+    with Grid(dims) as grid:
+        function(grid, out, folder, **options)
+    dist.destroy_process_group()
+    out.notes |= {
+        "seconds": time.perf_counter() - started,
+        "threads": len(os.listdir("/proc/self/task")),
+        "files": len(os.listdir("/proc/self/fd")),
+    }
+    save_file({key: tensor.contiguous() for key, tensor in out.tensors.items()}, folder / f"rank{rank}.safetensors")
+    (folder / f"rank{rank}.json").write_text(json.dumps(out.notes))
+
+
+def run_rank(rank, root, chosen, barrier):
+    torch.set_num_threads(1)
+    logging.captureWarnings(True)
+    for name, layout, function, options in chosen:
+        with told_to(root / name / f"rank{rank}.error"):
+            run_case(rank, root, name, layout, function, options)
+        barrier.wait(timeout=120)
+
+
+@contextmanager
+def told_to(path):
+    """Leave the traceback of what fails inside in a file, and end this process at once: peers may be waiting."""
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if not done:
+            path.write_text(traceback.format_exc())
+            os._exit(1)
+
+
+def main():
+    root, pattern = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+    chosen = [case for case in cases() if re.search(pattern, case[0])]
+    for name, *_ in chosen:
+        (root / name).mkdir(parents=True)
+    forked = multiprocessing.get_context("fork")
+    barrier = forked.Barrier(SIZE)
+    ranks = [forked.Process(target=run_rank, args=(rank, root, chosen, barrier)) for rank in range(SIZE)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    sys.exit(max(process.exitcode != 0 for process in ranks))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Packs of samples: what the model is given and what it is trained on.
+
+Shapes: L tokens of a pack, C x T x H x W a latent, n x E a text embedding.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from data.loader import Sample
+from diffusion.conditions import FrameLevels
+from diffusion.timesteps import FlowConfig
+from model.packed import patchify
+from trainer.batch import (
+    EvaluationItem,
+    Microbatch,
+    Segment,
+    build_evaluation_microbatch,
+    build_microbatch,
+    count_tokens,
+    fill_packs,
+    unpack_predictions,
+)
+
+PATCH = (1, 2, 2)
+NULL_TEXT = torch.full((2, 4), -1.0)
+GRIDS = [(3, 4, 6), (1, 4, 4), (5, 2, 4), (2, 6, 2)]
+CONDITIONED = FlowConfig(condition_mix=(0.0, 0.0, 1.0), caption_dropout=0.0)
+
+
+def make_sample(number: int) -> Sample:
+    generator = torch.Generator().manual_seed(number)
+    latent_CTHW = torch.randn(2, *GRIDS[number % len(GRIDS)], generator=generator)
+    text = {
+        "short": torch.full((1 + number % 3, 4), float(number)),
+        "descriptive": torch.full((4, 4), number + 0.5),
+    }
+    return Sample(
+        key=f"clip/{number}",
+        index=number,
+        latent_CTHW=latent_CTHW,
+        text=text,
+        captions={kind: f"{kind} caption {number}" for kind in text},
+        source=f"film {number}",
+        video_tokens=count_tokens(latent_CTHW.shape, PATCH),
+        bucket="video",
+    )
+
+
+def build(samples: list[Sample], flow: FlowConfig = CONDITIONED, *, epoch: int = 0, tokens: int = 64) -> Microbatch:
+    return build_microbatch(
+        samples, flow=flow, seed=3, epoch=epoch, tokens_per_pack=tokens, patch_size=PATCH, null_text=NULL_TEXT
+    )
+
+
+def parts(batch: Microbatch) -> dict[str, tuple[Tensor, ...]]:
+    """Everything a sample contributes, by key: patches, positions, targets, weights, levels, conditions, text."""
+    inputs = batch.inputs
+    per_token = (
+        inputs.patch_LP,
+        inputs.position_L3,
+        batch.target_LP,
+        batch.weight_L,
+        inputs.time_R[inputs.row_L],
+        inputs.is_condition_R[inputs.row_L],
+    )
+    split = [tensor.split(inputs.segment_lengths) for tensor in per_token]
+    texts = inputs.text_KE.split(inputs.text_lengths)
+    return {key: (*(tensor[n] for tensor in split), texts[n]) for n, key in enumerate(batch.keys)}
+
+
+def assert_same(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> None:
+    assert len(a) == len(b)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_sample_is_the_same_in_every_pack_and_place() -> None:
+    samples = [make_sample(n) for n in range(4)]
+    together = parts(build(samples))
+    shuffled = parts(build([samples[2], samples[0], samples[3], samples[1]], tokens=100))
+    for n, sample in enumerate(samples):
+        alone = parts(build([sample], tokens=18 + n))[sample.key]
+        assert_same(together[sample.key], alone)
+        assert_same(together[sample.key], shuffled[sample.key])
+
+
+def test_another_epoch_or_seed_draws_anew() -> None:
+    sample = make_sample(0)
+    first, next_epoch = (parts(build([sample], epoch=epoch))[sample.key] for epoch in (0, 1))
+    assert not torch.equal(first[0], next_epoch[0])
+    assert not torch.equal(first[4], next_epoch[4])
+
+
+def test_tokens_lie_on_the_path_to_their_target() -> None:
+    """x_t - t v = x_0 for every token, whatever its level."""
+    samples = [make_sample(n) for n in range(4)]
+    flow = replace(CONDITIONED, condition_noise_max=0.3)
+    for sample, (patch, _, target, _, time, _, _) in zip(samples, parts(build(samples, flow)).values(), strict=True):
+        x0 = patchify(sample.latent_CTHW, PATCH)
+        torch.testing.assert_close(patch - time[:, None] * target, x0, atol=1e-5, rtol=1e-5)
+        noise = target + x0
+        assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-4
+
+
+def test_conditions_are_clean_and_carry_no_loss_and_the_rest_does() -> None:
+    for sample, (patch, position, _, weight, time, is_condition, _) in zip(
+        [make_sample(n) for n in range(4)], parts(build([make_sample(n) for n in range(4)])).values(), strict=True
+    ):
+        assert torch.equal(weight, (~is_condition).float())
+        assert torch.equal(patch[is_condition], patchify(sample.latent_CTHW, PATCH)[is_condition])
+        assert (time[is_condition] == 0).all()
+        assert (time[~is_condition] > 0).all()
+        frames = set(position[is_condition][:, 0].tolist())
+        assert frames == set(range(len(frames)))
+        assert bool(frames) == (sample.latent_CTHW.shape[1] > 1)
+
+
+def test_one_row_a_sample_and_level_and_one_for_padding() -> None:
+    samples = [make_sample(n) for n in range(4)]
+    inputs = build(samples).inputs
+    rows = [set(part.tolist()) for part in inputs.row_L.split(inputs.segment_lengths)]
+    assert [len(part) for part in rows] == [2, 1, 2, 2, 1]
+    assert sorted(row for part in rows for row in part) == list(range(len(inputs.time_R)))
+    assert inputs.row_L.dtype == torch.int64
+    assert inputs.time_R.dtype == torch.float32
+
+
+def test_padding_is_zero_and_carries_no_loss() -> None:
+    batch = build([make_sample(0), make_sample(1)], tokens=30)
+    assert batch.inputs.segment_lengths == (18, 4, 8)
+    assert batch.inputs.text_lengths[-1] == 1
+    for tensor in (batch.inputs.patch_LP, batch.target_LP, batch.weight_L):
+        assert not tensor[-8:].any()
+    assert not batch.inputs.text_KE[-1].any()
+    assert len(batch.keys) == 2
+
+
+def test_a_full_pack_has_no_padding_and_an_overfull_one_is_refused() -> None:
+    samples = [make_sample(0), make_sample(1)]
+    assert build(samples, tokens=22).inputs.segment_lengths == (18, 4)
+    with pytest.raises(ValueError, match="22 tokens, above tokens_per_pack=21"):
+        build(samples, tokens=21)
+
+
+def test_captions_of_both_kinds_and_none_come_as_often_as_configured() -> None:
+    sample, flow = make_sample(1), replace(CONDITIONED, caption_dropout=0.2)
+    seen = Counter(
+        {-1.0: "null", 1.0: "short", 1.5: "descriptive"}[
+            float(parts(build([sample], flow, epoch=epoch))[sample.key][-1][0, 0])
+        ]
+        for epoch in range(600)
+    )
+    assert stats.chisquare([seen["null"], seen["short"], seen["descriptive"]], [120, 240, 240]).pvalue > 1e-3
+
+
+def evaluation(items: list[EvaluationItem], caption_kind: str | None = "short", tokens: int = 64) -> Microbatch:
+    return build_evaluation_microbatch(
+        items, seed=0, tokens_per_pack=tokens, patch_size=PATCH, null_text=NULL_TEXT, caption_kind=caption_kind
+    )
+
+
+def test_evaluation_meets_the_same_noise_with_another_caption() -> None:
+    a, b = make_sample(0), make_sample(2)
+    own = evaluation(
+        [EvaluationItem(sample=a, level=0.3, text_from=a), EvaluationItem(sample=b, level=0.3, text_from=b)]
+    )
+    other = evaluation([EvaluationItem(sample=a, level=0.3, text_from=b)], tokens=20)
+    ours, theirs = parts(own)[a.key], parts(other)[a.key]
+    assert_same(ours[:-1], theirs[:-1])
+    assert torch.equal(ours[-1], a.text["short"])
+    assert torch.equal(theirs[-1], b.text["short"])
+    none = evaluation([EvaluationItem(sample=a, level=0.3, text_from=a)], caption_kind=None)
+    assert torch.equal(parts(none)[a.key][-1], NULL_TEXT)
+
+
+def test_evaluation_levels_are_fixed_unconditioned_and_have_noise_of_their_own() -> None:
+    sample = make_sample(0)
+    low, high = (
+        parts(evaluation([EvaluationItem(sample=sample, level=level, text_from=sample)]))[sample.key]
+        for level in (0.25, 0.75)
+    )
+    for level, (patch, _, target, weight, time, _, _) in ((0.25, low), (0.75, high)):
+        assert weight.all()
+        assert (time == level).all()
+        x0 = patchify(sample.latent_CTHW, PATCH)
+        torch.testing.assert_close(patch - level * target, x0, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(low[2], high[2])
+
+
+def test_a_missing_caption_kind_is_named() -> None:
+    sample = make_sample(0)
+    with pytest.raises(ValueError, match="clip/0 has no caption of kind 'long'; it has descriptive, short"):
+        evaluation([EvaluationItem(sample=sample, level=0.5, text_from=sample)], caption_kind="long")
+
+
+def test_predictions_come_back_as_latents() -> None:
+    samples = [make_sample(n) for n in range(3)]
+    batch = build(samples, tokens=50)
+    segments = [as_segment(sample) for sample in samples]
+    back = unpack_predictions(
+        batch.inputs.patch_LP - batch.inputs.time_R[batch.inputs.row_L, None] * batch.target_LP, segments, PATCH
+    )
+    for sample, latent_CTHW in zip(samples, back, strict=True):
+        torch.testing.assert_close(latent_CTHW, sample.latent_CTHW, atol=1e-5, rtol=1e-5)
+
+
+def as_segment(sample: Sample) -> Segment:
+    levels = FrameLevels.same(0.5, sample.latent_CTHW.shape[1])
+    return Segment(x_CTHW=sample.latent_CTHW, levels=levels, text_nE=NULL_TEXT)
+
+
+def test_packs_are_filled_in_order_within_the_budget() -> None:
+    tokens = [5, 3, 4, 8, 1, 1, 6]
+    packs = fill_packs(tokens, 8)
+    assert [index for pack in packs for index in pack] == list(range(len(tokens)))
+    assert all(sum(tokens[n] for n in pack) <= 8 for pack in packs)
+    assert packs == [[0, 1], [2], [3], [4, 5, 6]]
+    assert fill_packs([], 8) == []
+    with pytest.raises(ValueError, match="9 tokens does not fit tokens_per_pack=8"):
+        fill_packs([9], 8)
+
+
+def test_a_latent_that_does_not_divide_into_patches_is_refused() -> None:
+    odd = replace(make_sample(0), latent_CTHW=torch.zeros(2, 1, 3, 4))
+    with pytest.raises(ValueError, match="3 x 4 does not divide"):
+        build([odd])

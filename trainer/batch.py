@@ -1,0 +1,231 @@
+"""From samples to one pack of model inputs and flow-matching targets.
+
+Shapes: L tokens of a pack, P values of a patch, C x T x H x W a latent, n x E a text embedding. Everything that is
+drawn is keyed by (run seed, epoch, sample key), so a sample's part in the loss does not depend on the layout.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.loader import Sample
+from diffusion.conditions import FrameLevels, draw_noise_levels, drop_caption
+from diffusion.flow import interpolate, velocity_target
+from diffusion.noise import draw_noise, keyed_generator
+from diffusion.timesteps import FlowConfig
+from model.packed import PackedInputs, patch_positions, patchify, unpatchify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One sample as the DiT sees it."""
+
+    x_CTHW: Tensor
+    levels: FrameLevels
+    text_nE: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Microbatch:
+    """One pack with what it is trained on. Weights are 0 on condition frames and padding, 1 elsewhere."""
+
+    inputs: PackedInputs
+    target_LP: Tensor
+    weight_L: Tensor
+    keys: tuple[str, ...]
+    """Samples in the order of the first segments of `inputs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationItem:
+    """A sample at a fixed noise level; the caption may be another sample's."""
+
+    sample: Sample
+    level: float
+    text_from: Sample
+
+
+def build_microbatch(
+    samples: Sequence[Sample],
+    *,
+    flow: FlowConfig,
+    seed: int,
+    epoch: int,
+    tokens_per_pack: int,
+    patch_size: tuple[int, int, int],
+    null_text: Tensor,
+) -> Microbatch:
+    """Draw noise levels, conditions, captions and noise for one pack of samples."""
+    segments, targets = [], []
+    for sample in samples:
+        key = (seed, epoch, sample.key)
+        x0_CTHW = sample.latent_CTHW.float()
+        levels = draw_noise_levels(
+            flow,
+            num_frames=x0_CTHW.shape[1],
+            num_tokens=count_tokens(x0_CTHW.shape, patch_size),
+            generator=keyed_generator(*key, "time"),
+        )
+        noise_CTHW = draw_noise(tuple(x0_CTHW.shape), *key, "noise")
+        text_nE = _draw_text(sample, flow, keyed_generator(*key, "caption"), null_text)
+        x_CTHW = interpolate(x0_CTHW, noise_CTHW, levels.time_T)
+        segments.append(Segment(x_CTHW=x_CTHW, levels=levels, text_nE=text_nE))
+        targets.append(velocity_target(x0_CTHW, noise_CTHW))
+    keys = tuple(sample.key for sample in samples)
+    return _microbatch(segments, targets, keys, tokens_per_pack=tokens_per_pack, patch_size=patch_size)
+
+
+def build_evaluation_microbatch(
+    items: Sequence[EvaluationItem],
+    *,
+    seed: int,
+    tokens_per_pack: int,
+    patch_size: tuple[int, int, int],
+    null_text: Tensor,
+    caption_kind: str | None,
+) -> Microbatch:
+    """A pack of fixed noise levels, all frames alike, and noise fixed per (seed, sample, level).
+
+    `caption_kind` None evaluates without text. The same item with another's caption meets the same noise, so the two
+    losses are paired.
+    """
+    segments, targets = [], []
+    for item in items:
+        x0_CTHW = item.sample.latent_CTHW.float()
+        noise_CTHW = draw_noise(tuple(x0_CTHW.shape), seed, "eval", item.sample.key, f"{item.level:.6f}")
+        levels = FrameLevels.same(item.level, x0_CTHW.shape[1])
+        text_nE = null_text if caption_kind is None else text_of(item.text_from, caption_kind)
+        x_CTHW = interpolate(x0_CTHW, noise_CTHW, levels.time_T)
+        segments.append(Segment(x_CTHW=x_CTHW, levels=levels, text_nE=text_nE))
+        targets.append(velocity_target(x0_CTHW, noise_CTHW))
+    keys = tuple(item.sample.key for item in items)
+    return _microbatch(segments, targets, keys, tokens_per_pack=tokens_per_pack, patch_size=patch_size)
+
+
+def text_of(sample: Sample, caption_kind: str) -> Tensor:
+    """The embedding `[n, E]` of one of a sample's captions."""
+    if caption_kind not in sample.text:
+        raise ValueError(
+            f"sample {sample.key} has no caption of kind {caption_kind!r}; it has {', '.join(sorted(sample.text))}"
+        )
+    return sample.text[caption_kind]
+
+
+def _draw_text(sample: Sample, flow: FlowConfig, generator: torch.Generator, null_text: Tensor) -> Tensor:
+    """One of the sample's captions, all kinds equally likely, or the null text."""
+    kinds = sorted(sample.text)
+    choice = int(torch.randint(max(len(kinds), 1), (), generator=generator))
+    if drop_caption(flow, generator) or not kinds:
+        return null_text
+    return sample.text[kinds[choice]]
+
+
+def count_tokens(latent_shape: Sequence[int], patch_size: tuple[int, int, int]) -> int:
+    """Video tokens of a latent `[C, T, H, W]`."""
+    return math.prod(latent_shape[1:]) // math.prod(patch_size)
+
+
+def fill_packs(tokens: Sequence[int], tokens_per_pack: int) -> list[list[int]]:
+    """Indices of `tokens` in packs, in order: a new pack where the next does not fit."""
+    packs: list[list[int]] = []
+    left = 0
+    for index, length in enumerate(tokens):
+        if length > tokens_per_pack:
+            raise ValueError(
+                f"a sample of {length} tokens does not fit tokens_per_pack={tokens_per_pack}; "
+                "make it smaller or shorter, or raise tokens_per_pack"
+            )
+        if not packs or length > left:
+            packs.append([])
+            left = tokens_per_pack
+        packs[-1].append(index)
+        left -= length
+    return packs
+
+
+def pack_segments(
+    segments: Sequence[Segment], *, tokens_per_pack: int, patch_size: tuple[int, int, int]
+) -> PackedInputs:
+    """Lay segments end to end; where they do not fill the pack, a segment of padding follows.
+
+    Each (segment, noise level, condition or not) is one row of the conditioning table.
+    """
+    grids = [_patch_grid(segment.x_CTHW, patch_size) for segment in segments]
+    lengths = [math.prod(grid) for grid in grids]
+    patches = [patchify(segment.x_CTHW, patch_size) for segment in segments]
+    positions = [patch_positions(grid) for grid in grids]
+    texts = [segment.text_nE.to(patches[0]) for segment in segments]
+    rows, row_levels = _conditioning_rows(segments, grids)
+    padding = tokens_per_pack - sum(lengths)
+    if padding < 0:
+        raise ValueError(f"{len(segments)} samples hold {sum(lengths)} tokens, above tokens_per_pack={tokens_per_pack}")
+    if padding:
+        lengths.append(padding)
+        patches.append(patches[0].new_zeros(padding, patches[0].shape[1]))
+        positions.append(torch.zeros(padding, 3, dtype=torch.int64))
+        texts.append(texts[0].new_zeros(1, texts[0].shape[1]))
+        rows.append(torch.full((padding,), len(row_levels)))
+        row_levels.append((0.0, True))
+    return PackedInputs(
+        patch_LP=torch.cat(patches),
+        position_L3=torch.cat(positions),
+        row_L=torch.cat(rows),
+        segment_lengths=tuple(lengths),
+        time_R=torch.tensor([time for time, _ in row_levels], dtype=torch.float32),
+        is_condition_R=torch.tensor([is_condition for _, is_condition in row_levels]),
+        text_KE=torch.cat(texts),
+        text_lengths=tuple(len(text) for text in texts),
+    )
+
+
+def unpack_predictions(
+    prediction_LP: Tensor, segments: Sequence[Segment], patch_size: tuple[int, int, int]
+) -> list[Tensor]:
+    """The `[C, T, H, W]` of each segment of a pack, from values per token; padding is left out."""
+    grids = [_patch_grid(segment.x_CTHW, patch_size) for segment in segments]
+    lengths = [math.prod(grid) for grid in grids]
+    parts = prediction_LP[: sum(lengths)].split(lengths)
+    return [unpatchify(part_LP, grid, patch_size) for part_LP, grid in zip(parts, grids, strict=True)]
+
+
+def _patch_grid(x_CTHW: Tensor, patch_size: tuple[int, int, int]) -> tuple[int, int, int]:
+    _, frames, height, width = x_CTHW.shape
+    assert patch_size[0] == 1, "noise levels are per latent frame, so a patch spans one"
+    if height % patch_size[1] or width % patch_size[2]:
+        raise ValueError(f"a latent of {height} x {width} does not divide into patches of {patch_size[1:]}")
+    return frames, height // patch_size[1], width // patch_size[2]
+
+
+def _conditioning_rows(
+    segments: Sequence[Segment], grids: Sequence[tuple[int, int, int]]
+) -> tuple[list[Tensor], list[tuple[float, bool]]]:
+    """Row of each token, one tensor a segment, and the (noise level, is condition) of each row."""
+    rows: list[Tensor] = []
+    row_levels: list[tuple[float, bool]] = []
+    for segment, (_, height, width) in zip(segments, grids, strict=True):
+        frame_levels = list(zip(segment.levels.time_T.tolist(), segment.levels.is_condition_T.tolist(), strict=True))
+        distinct = list(dict.fromkeys(frame_levels))
+        row_T = torch.tensor([len(row_levels) + distinct.index(level) for level in frame_levels])
+        rows.append(row_T.repeat_interleave(height * width))
+        row_levels += distinct
+    return rows, row_levels
+
+
+def _microbatch(
+    segments: Sequence[Segment],
+    targets: Sequence[Tensor],
+    keys: tuple[str, ...],
+    *,
+    tokens_per_pack: int,
+    patch_size: tuple[int, int, int],
+) -> Microbatch:
+    inputs = pack_segments(segments, tokens_per_pack=tokens_per_pack, patch_size=patch_size)
+    target_LP = torch.zeros_like(inputs.patch_LP)
+    filled = torch.cat([patchify(target, patch_size) for target in targets])
+    target_LP[: len(filled)] = filled
+    # Padding has a condition row of its own, so this is 0 there too.
+    weight_L = (~inputs.is_condition_R[inputs.row_L]).float()
+    return Microbatch(inputs=inputs, target_LP=target_LP, weight_L=weight_L, keys=keys)

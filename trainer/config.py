@@ -1,0 +1,134 @@
+"""The root config of a training run: one dataclass a section, filled from `conf/` by Hydra."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusion.timesteps import FlowConfig
+from model.dit import DiTConfig
+from model.text import TextConfig
+from parallel.dims import ParallelDims
+from parallel.optim import AdamWConfig
+from trainer.metrics import WandbConfig
+from trainer.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which latent shards to train on, and how many tokens make a pack and a step."""
+
+    folder: str
+    """Latent shards and their manifest, as `trainer.encode` writes them."""
+    codec: str
+    """The codec folder the shards were made with; shards of another one are refused."""
+    tokens_per_pack: int
+    packs_per_step: int
+    window: int = 4096
+    """Samples shuffled together; order and packing never look further than this."""
+    prefetch_steps: int = 4
+    limit_samples: int | None = None
+    """Train on the first N samples only (`debug=overfit`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_pack", "packs_per_step", "window", "prefetch_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long a run is and how often it reports. A period of 0 means never."""
+
+    steps: int
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    evaluate_every: int = 500
+    sample_every: int = 0
+    ema_half_life_fraction: float = 0.03
+    """Half-life of the weight average, as a fraction of the steps taken so far (Karras et al. 2024, sec. 3)."""
+    threads_per_rank: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"run.steps={self.steps} must be at least 1")
+        if self.ema_half_life_fraction <= 0:
+            raise ValueError(f"run.ema_half_life_fraction={self.ema_half_life_fraction} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Held-out loss on fixed clips, fixed noise and stratified noise levels."""
+
+    max_samples: int = 64
+    levels: int = 8
+    caption_kind: str = "descriptive"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Videos made along the run, always from the same prompts and seeds."""
+
+    prompts: tuple[str, ...] = ()
+    height: int = 64
+    width: int = 112
+    frames: int = 17
+    steps: int = 24
+    guidance: float = 3.0
+    seed: int = 0
+    attribution: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything a run is made of. `folder` is the run folder; the name appears in W&B."""
+
+    name: str
+    folder: str
+    seed: int
+    model: DiTConfig
+    parallel: ParallelDims
+    data: DataConfig
+    flow: FlowConfig
+    text: TextConfig
+    optim: AdamWConfig
+    schedule: ScheduleConfig
+    run: LoopConfig
+    evaluation: EvaluationConfig
+    samples: SamplesConfig
+    wandb: WandbConfig
+    dry_run: bool = False
+    allow_changes: bool = False
+    """Resume although the saved run was made with other settings; the differences are logged."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder)
+
+    def __post_init__(self) -> None:
+        if self.data.packs_per_step < 1 or not self.name:
+            raise ValueError(f"name={self.name!r} must not be empty")
+
+    def defining(self) -> dict[str, Any]:
+        """The settings that decide a run's numbers; a resume under others is refused."""
+        plain = asdict(self)
+        kept = {key: plain[key] for key in ("seed", "model", "flow", "optim", "schedule", "data")}
+        for movable in ("folder", "codec", "prefetch_steps"):
+            del kept["data"][movable]
+        return _flat(kept)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
+def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """`key: saved -> current` for every setting that is not the same."""
+    keys = sorted(saved.keys() | current.keys())
+    return [f"{k}: {saved.get(k)} -> {current.get(k)}" for k in keys if saved.get(k) != current.get(k)]
