@@ -237,8 +237,7 @@ class CheckpointReader:
         for piece in logical["pieces"]:
             starts = [max(o, p) for o, p in zip(offset, piece["offset"], strict=True)]
             ends = [
-                min(o + n, p + m)
-                for o, n, p, m in zip(offset, shape, piece["offset"], piece["shape"], strict=True)
+                min(o + n, p + m) for o, n, p, m in zip(offset, shape, piece["offset"], piece["shape"], strict=True)
             ]
             if any(end <= start for start, end in zip(starts, ends, strict=True)):
                 continue

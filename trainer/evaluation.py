@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.loader import Sample
-from diffusion.timesteps import FlowConfig
+from data.loader import Sample, SampleReader
+from data.manifest import Manifest
+from diffusion.timesteps import stratified_levels
 from model.packed import PackedInputs
-from trainer.batch import EvaluationItem, Microbatch, build_evaluation_microbatch
+from trainer.batch import EvaluationItem, Microbatch, build_evaluation_microbatch, fill_packs
+from trainer.config import TrainConfig
 
 Predict = Callable[[list[PackedInputs]], list[Tensor]]
 _BOOTSTRAPS = 2000
@@ -26,7 +28,6 @@ class EvaluationSet:
     samples: list[Sample]
     levels: tuple[float, ...]
     """Noise levels t, one stratum each; all weigh the same."""
-    flow: FlowConfig
     tokens_per_pack: int
     patch_size: tuple[int, int, int]
     null_text: Tensor
@@ -40,7 +41,8 @@ class EvaluationSet:
             for s, sample in enumerate(self.samples)
             for level in self.levels
         ]
-        return [self._pack(group) for group in _fill(items, self.tokens_per_pack, self.patch_size)]
+        tokens = [item.sample.video_tokens for item in items]
+        return [self._pack([items[i] for i in pack]) for pack in fill_packs(tokens, self.tokens_per_pack)]
 
     def _pack(self, items: list[EvaluationItem]) -> Microbatch:
         return build_evaluation_microbatch(
@@ -53,20 +55,23 @@ class EvaluationSet:
         )
 
 
-def _fill(
-    items: list[EvaluationItem], budget: int, patch_size: tuple[int, int, int]
-) -> list[list[EvaluationItem]]:
-    """Items in order, a new pack whenever the next one does not fit."""
-    packs: list[list[EvaluationItem]] = []
-    left = 0
-    for item in items:
-        tokens = item.sample.latent_CTHW[0].numel() // int(np.prod(patch_size))
-        if tokens > left:
-            packs.append([])
-            left = budget
-        packs[-1].append(item)
-        left -= tokens
-    return packs
+def heldout_set(config: TrainConfig, manifest: Manifest, *, max_samples: int, levels: int) -> EvaluationSet | None:
+    """The first `max_samples` held-out samples, spread over all sources; None where nothing is held out."""
+    heldout = manifest.select("heldout")
+    if len(heldout) == 0:
+        return None
+    reader = SampleReader(heldout)
+    rows = np.linspace(0, len(heldout) - 1, min(max_samples, len(heldout))).round().astype(int).tolist()
+    samples = [reader.read(row) for row in rows]
+    reader.close()
+    return EvaluationSet(
+        samples=samples,
+        levels=tuple(stratified_levels(levels)),
+        tokens_per_pack=config.data.tokens_per_pack,
+        patch_size=config.model.patch_size,
+        null_text=manifest.null_text,
+        caption_kind=config.evaluation.caption_kind,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

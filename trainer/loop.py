@@ -42,11 +42,16 @@ def train(run: Run, progress: Progress) -> int:
             rate = learning_rate(run.config.schedule, progress.step, steps)
             with pace.measured("step"):
                 result = run.engine.step(microbatches, lr=rate)
+            if result.skipped:
+                raise ValueError(
+                    f"step {progress.step + 1}: loss or gradient is not finite; nothing was updated and the last "
+                    f"checkpoint stands. Its samples: {', '.join(key for pack in batch.keys for key in pack)}"
+                )
             progress.step += 1
             run.engine.update_ema(ema_decay(run.config.run.ema_half_life_fraction, progress.step))
             progress.epoch, progress.pack = batch.position_after.epoch, batch.position_after.pack
             progress.tokens += batch.video_tokens
-            progress.flops += run.training_flops(batch)
+            progress.flops += run.training_flops(microbatches)
             pace.report(progress, batch, result, rate)
             observe(run, progress)
             if run.grid.any(stop.signal_name is not None) and progress.step < steps:

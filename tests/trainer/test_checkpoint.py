@@ -24,17 +24,13 @@ def halves(name: str, tensor: Tensor, dim: int) -> list[Piece]:
     for start in (0, size):
         offset = tuple(start if axis == dim else 0 for axis in range(tensor.dim()))
         part = tensor.narrow(dim, start, tensor.shape[dim] - start if start else size)
-        pieces.append(
-            Piece(kind="master", name=name, global_shape=tuple(tensor.shape), offset=offset, tensor=part)
-        )
+        pieces.append(Piece(kind="master", name=name, global_shape=tuple(tensor.shape), offset=offset, tensor=part))
     return pieces
 
 
 def save(root: Path, tensors: dict[str, Tensor], step: int) -> Path:
     pieces = [piece for name, tensor in tensors.items() for piece in halves(name, tensor, tensor.dim() - 1)]
-    return checkpoint.write_checkpoint(
-        root, pieces, state={"step": step}, config_yaml="a: 1\n", rank=0, gather=alone
-    )
+    return checkpoint.write_checkpoint(root, pieces, state={"step": step}, config_yaml="a: 1\n", rank=0, gather=alone)
 
 
 @pytest.fixture

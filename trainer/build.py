@@ -1,0 +1,98 @@
+"""A run's parts, put together: shards, layout, model, optimizer, records."""
+
+from dataclasses import dataclass
+
+import torch
+
+from data.loader import Loader, StepData
+from data.manifest import Manifest
+from data.pack import PackPlan, Position
+from model.codec import codec_identity
+from model.flops import training_flops
+from parallel.engine import TrainEngine
+from parallel.runtime import Grid
+from parallel.stage import build_stage
+from trainer.batch import Microbatch, build_microbatch
+from trainer.config import TrainConfig
+from trainer.evaluation import EvaluationSet, heldout_set
+from trainer.metrics import Metrics
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What the loop works with."""
+
+    config: TrainConfig
+    grid: Grid
+    engine: TrainEngine
+    manifest: Manifest
+    plan: PackPlan
+    heldout: EvaluationSet | None
+    metrics: Metrics
+
+    def loader(self, start: Position) -> Loader:
+        """This data rank's packs from a position on."""
+        return Loader(
+            self.plan,
+            start=start,
+            packs_per_step=self.config.data.packs_per_step,
+            data_rank=self.grid.data_rank,
+            data_size=self.grid.data_size,
+            prefetch_steps=self.config.data.prefetch_steps,
+        )
+
+    def microbatches(self, batch: StepData) -> list[Microbatch]:
+        """Noise, noise levels and captions for this rank's packs of a step."""
+        return [
+            build_microbatch(
+                pack,
+                flow=self.config.flow,
+                seed=self.config.seed,
+                epoch=epoch,
+                tokens_per_pack=self.config.data.tokens_per_pack,
+                patch_size=self.config.model.patch_size,
+                null_text=self.manifest.null_text,
+            )
+            for pack, epoch in zip(batch.packs, batch.epochs, strict=True)
+        ]
+
+    def training_flops(self, microbatches: list[Microbatch]) -> int:
+        """Model FLOPs of a step over all data ranks; padding is not counted."""
+        local = sum(
+            training_flops(
+                self.config.model,
+                video_tokens=pack.inputs.segment_lengths[: len(pack.keys)],
+                text_tokens=pack.inputs.text_lengths[: len(pack.keys)],
+                rows=len(pack.inputs.time_R),
+            )
+            for pack in microbatches
+        )
+        return int(self.grid.sum_over_data(torch.tensor(local)).item())
+
+
+def open_shards(config: TrainConfig) -> tuple[Manifest, PackPlan]:
+    """The manifest and the plan of its training split; refuses what this run cannot train on."""
+    manifest = Manifest.read(config.data.folder)
+    manifest.require_identity(codec=codec_identity(config.data.codec), patch_size=config.model.patch_size)
+    if manifest.null_text.shape[-1] != config.model.text_dim:
+        raise ValueError(
+            f"model.text_dim={config.model.text_dim}, but the captions in {manifest.folder} are embedded in "
+            f"{manifest.null_text.shape[-1]} values: set model.text_dim to that"
+        )
+    training = manifest.select("train")
+    if config.data.limit_samples is not None:
+        training = training.head(config.data.limit_samples)
+    data = config.data
+    plan = PackPlan(training, seed=config.seed, tokens_per_pack=data.tokens_per_pack, window=data.window)
+    return manifest, plan
+
+
+def build_engine(config: TrainConfig, grid: Grid) -> TrainEngine:
+    """The stage of this rank and its optimizer, from initial weights."""
+    return TrainEngine(grid, build_stage(grid, config.model, seed=config.seed), config.optim)
+
+
+def heldout_of(config: TrainConfig, manifest: Manifest) -> EvaluationSet | None:
+    """What the run is evaluated on along the way."""
+    wanted = config.evaluation
+    return heldout_set(config, manifest, max_samples=wanted.max_samples, levels=wanted.levels)
