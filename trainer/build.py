@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from data.loader import Loader, StepData
 from data.manifest import Manifest
@@ -27,6 +28,7 @@ class Run:
     engine: TrainEngine
     manifest: Manifest
     plan: PackPlan
+    null_text: Tensor
     heldout: EvaluationSet | None
     metrics: Metrics
 
@@ -51,7 +53,7 @@ class Run:
                 epoch=epoch,
                 tokens_per_pack=self.config.data.tokens_per_pack,
                 patch_size=self.config.model.patch_size,
-                null_text=self.manifest.null_text,
+                null_text=self.null_text,
             )
             for pack, epoch in zip(batch.packs, batch.epochs, strict=True)
         ]
@@ -74,10 +76,11 @@ def open_shards(config: TrainConfig) -> tuple[Manifest, PackPlan]:
     """The manifest and the plan of its training split; refuses what this run cannot train on."""
     manifest = Manifest.read(config.data.folder)
     manifest.require_identity(codec=codec_identity(config.data.codec), patch_size=config.model.patch_size)
-    if manifest.null_text.shape[-1] != config.model.text_dim:
+    text_dim = manifest.null_text().shape[-1]
+    if text_dim != config.model.text_dim:
         raise ValueError(
             f"model.text_dim={config.model.text_dim}, but the captions in {manifest.folder} are embedded in "
-            f"{manifest.null_text.shape[-1]} values: set model.text_dim to that"
+            f"{text_dim} values: set model.text_dim to that"
         )
     training = manifest.select("train")
     if config.data.limit_samples is not None:

@@ -66,10 +66,10 @@ def heldout_set(config: TrainConfig, manifest: Manifest, *, max_samples: int, le
     reader.close()
     return EvaluationSet(
         samples=samples,
-        levels=tuple(stratified_levels(levels)),
+        levels=tuple(stratified_levels(levels).tolist()),
         tokens_per_pack=config.data.tokens_per_pack,
         patch_size=config.model.patch_size,
-        null_text=manifest.null_text,
+        null_text=manifest.null_text(),
         caption_kind=config.evaluation.caption_kind,
     )
 

@@ -90,6 +90,7 @@ def run(config: TrainConfig) -> int:
                 engine=engine,
                 manifest=manifest,
                 plan=plan,
+                null_text=manifest.null_text(),
                 heldout=heldout,
                 metrics=metrics,
             ),
