@@ -33,13 +33,14 @@ def plan_lines(config: TrainConfig, manifest: Manifest, plan: PackPlan, world_si
     dims.check_model(num_heads=model.num_heads, ffn_dim=model.ffn_dim, num_blocks=model.num_blocks)
     dims.check_packs(tokens_per_pack=data.tokens_per_pack, packs_per_step=data.packs_per_step)
     count = parameter_count(model)
+    tokens = int(plan.manifest.video_tokens.sum())
     sequence = " with sequence parallelism" if dims.tensor > 1 and dims.sequence else ""
     return [
         f"run {config.name} in {config.folder}: {config.run.steps} steps",
-        f"layout: {dims.tensor} tensor{sequence} x {dims.pipeline} pipeline x {dims.data} data = {world_size} processes",
+        f"layout: {dims.tensor} tensor{sequence} x {dims.pipeline} pipeline x {dims.data} data, {world_size} in all",
         f"model: {count.total:,} parameters, {count.non_embedding:,} of them in the {model.num_blocks} blocks",
-        f"data: {len(plan.manifest):,} training samples of {len(manifest):,}, {plan.manifest.video_tokens.sum():,} "
-        f"tokens an epoch; a step is {data.packs_per_step} packs of {data.tokens_per_pack} tokens",
+        f"data: {len(plan.manifest):,} training samples of {len(manifest):,}, {tokens:,} tokens an epoch",
+        f"step: {data.packs_per_step} packs of {data.tokens_per_pack} tokens",
     ]
 
 
