@@ -55,6 +55,7 @@ class Attention(nn.Module):
         super().__init__()
         dim = num_heads * head_dim
         self.head_dim = head_dim
+        self.layers = layers
         self.query = layers.column_linear(dim, dim, gather_sequence=True)
         self.key = layers.column_linear(dim, dim, gather_sequence=not to_text)
         self.value = layers.column_linear(dim, dim, gather_sequence=not to_text)
@@ -66,9 +67,13 @@ class Attention(nn.Module):
         self, x_lD: Tensor, source_KD: Tensor, queries: Segments, keys: Segments, rotation_L1r: Tensor | None
     ) -> Tensor:
         """Attend from `x_lD` to `source_KD` (`x_lD` again for self-attention); returns `[l, D]`."""
-        q_LHd = rearrange(self.query_norm(self.query(x_lD)), "L (H d) -> L H d", d=self.head_dim)
-        k_KHd = rearrange(self.key_norm(self.key(source_KD)), "K (H d) -> K H d", d=self.head_dim)
-        v_KHd = rearrange(self.value(source_KD), "K (H d) -> K H d", d=self.head_dim)
+        if source_KD is x_lD:
+            q_Lf, k_Kf, v_Kf = self.layers.project(x_lD, (self.query, self.key, self.value))
+        else:
+            (q_Lf,) = self.layers.project(x_lD, (self.query,))
+            k_Kf, v_Kf = self.layers.project(source_KD, (self.key, self.value))
+        q_Lf, k_Kf = self.layers.normalise((self.query_norm, self.key_norm), (q_Lf, k_Kf))
+        q_LHd, k_KHd, v_KHd = (rearrange(x_Lf, "L (H d) -> L H d", d=self.head_dim) for x_Lf in (q_Lf, k_Kf, v_Kf))
         if rotation_L1r is not None:
             q_LHd, k_KHd = rotate(q_LHd, rotation_L1r), rotate(k_KHd, rotation_L1r)
         out_LHd = packed_attention(q_LHd, k_KHd, v_KHd, queries, keys)

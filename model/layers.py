@@ -5,6 +5,7 @@ Megatron-core one. Letters in shapes: L tokens of a pack, l = L / tensor_size to
 where nothing is sharded), F features, f = F / tensor_size features of one shard.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -35,6 +36,14 @@ class Layers(Protocol):
 
     def sharded_rms_norm(self, features: int, eps: float) -> nn.Module:
         """RMS norm over the full width `features` of a tensor `x_Lf` that holds one shard of it."""
+        ...
+
+    def project(self, x: Tensor, columns: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+        """Apply several column linears to the same input, which is gathered once for all of them."""
+        ...
+
+    def normalise(self, norms: Sequence[nn.Module], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Apply each sharded norm to its own tensor, with one sum over shards for all of them."""
         ...
 
     def replicated(self, tensor: Tensor) -> Tensor:
@@ -81,6 +90,12 @@ class DenseLayers:
 
     def sharded_rms_norm(self, features: int, eps: float) -> nn.Module:
         return FullWidthRMSNorm(features, eps)
+
+    def project(self, x: Tensor, columns: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+        return tuple(column(x) for column in columns)
+
+    def normalise(self, norms: Sequence[nn.Module], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(norm(x) for norm, x in zip(norms, tensors, strict=True))
 
     def replicated(self, tensor: Tensor) -> Tensor:
         return tensor

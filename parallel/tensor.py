@@ -4,7 +4,8 @@ Shapes: L tokens of a pack, l = L / tensor_size of one sequence shard (l = L wit
 f = F / tensor_size of one shard.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -114,12 +115,20 @@ class ShardedRMSNorm(nn.Module):
         mark_sharded(self.weight, 0)
 
     def forward(self, x_Lf: Tensor) -> Tensor:
-        wide_Lf = x_Lf if x_Lf.dtype == torch.float64 else x_Lf.float()
-        square_L1 = wide_Lf.square().sum(-1, keepdim=True)
-        if self.group.size() > 1:
-            square_L1 = _SumBothWays.apply(square_L1, self.group)
-        norm_Lf = wide_Lf * torch.rsqrt(square_L1 / self.features + self.eps)
-        return norm_Lf.to(x_Lf.dtype) * self.weight
+        return _rms_norms([self], [x_Lf])[0]
+
+
+def _rms_norms(norms: Sequence[ShardedRMSNorm], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Each norm of its own tensor; the sums of squares of all travel together."""
+    wide = [x_Lf if x_Lf.dtype == torch.float64 else x_Lf.float() for x_Lf in tensors]
+    squares_N1 = torch.cat([x_Lf.square().sum(-1, keepdim=True) for x_Lf in wide])
+    if norms[0].group.size() > 1:
+        squares_N1 = _SumBothWays.apply(squares_N1, norms[0].group)
+    squares = squares_N1.split([len(x_Lf) for x_Lf in tensors])
+    return tuple(
+        (x_Lf * torch.rsqrt(square_L1 / norm.features + norm.eps)).to(norm.weight.dtype) * norm.weight
+        for norm, x_Lf, square_L1 in zip(norms, wide, squares, strict=True)
+    )
 
 
 class MegatronLayers:
@@ -156,6 +165,23 @@ class MegatronLayers:
 
     def sharded_rms_norm(self, features: int, eps: float) -> nn.Module:
         return ShardedRMSNorm(features, eps, self.group)
+
+    def project(self, x: Tensor, columns: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+        # Their weights end to end are one column linear: one gather, one matmul, one reduction of the gradient.
+        linears = cast(Sequence[ColumnLinear], columns)
+        output = linear_with_grad_accumulation_and_async_allreduce(
+            x,
+            torch.cat([linear.weight for linear in linears]),
+            torch.cat([linear.bias for linear in linears]),
+            gradient_accumulation_fusion=False,
+            allreduce_dgrad=linears[0].allreduce_dgrad,
+            sequence_parallel=linears[0].sequence_parallel,
+            tp_group=self.group,
+        )
+        return output.split([len(linear.bias) for linear in linears], dim=-1)
+
+    def normalise(self, norms: Sequence[nn.Module], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return _rms_norms(cast(Sequence[ShardedRMSNorm], norms), tensors)
 
     def replicated(self, tensor: Tensor) -> Tensor:
         return _SumGradient.apply(tensor, self.group) if self.shards_sequence else tensor
