@@ -17,8 +17,17 @@ import torch
 from omegaconf import DictConfig
 
 from data.manifest import Manifest
+from model.codec import codec_identity
 from trainer.compose import to_dataclass, user_errors
-from trainer.evaluation import captions_of_others, heldout_loss, heldout_set, paired_interval
+from trainer.config import TrainConfig
+from trainer.evaluation import (
+    MIN_SOURCES,
+    EvaluationSet,
+    captions_of_others,
+    heldout_loss,
+    heldout_set,
+    paired_interval,
+)
 from trainer.inference import Predictor, load_for_inference
 
 log = logging.getLogger(__name__)
@@ -41,14 +50,17 @@ def run(config: EvaluateConfig) -> None:
     torch.set_num_threads(config.threads)
     folder = Path(config.run)
     dit, trained, step = load_for_inference(folder, step=config.step, use_ema=config.use_ema)
-    manifest = Manifest.read(Path(config.shards or trained.data.folder))
-    heldout = heldout_set(trained, manifest, max_samples=config.max_samples, levels=config.levels)
-    if heldout is None:
-        raise ValueError(f"{manifest.folder} holds no held-out samples to evaluate on")
+    heldout = open_heldout(config, trained)
+    sources = [sample.source for sample in heldout.samples]
+    if len(set(sources)) < MIN_SOURCES:
+        raise ValueError(
+            f"what captions are worth cannot be told from {len(set(sources))} held-out sources, an interval needs "
+            f"{MIN_SOURCES}: encode with a larger heldout_fraction, or raise max_samples={config.max_samples}"
+        )
+    text_of = captions_of_others(sources)
     predict = Predictor(dit)
     own = heldout_loss(predict, heldout)
-    sources = [sample.source for sample in heldout.samples]
-    others = heldout_loss(predict, heldout, text_of=captions_of_others(sources))
+    others = heldout_loss(predict, heldout, text_of=text_of)
     difference_S = (others.loss_SV - own.loss_SV).mean(1)
     interval = paired_interval(difference_S, sources)
     report = {
@@ -57,10 +69,14 @@ def run(config: EvaluateConfig) -> None:
         "sources": len(set(sources)),
         "heldout_loss": own.loss,
         "ratio_to_zero": own.ratio_to_zero,
-        "by_level": dict(zip(map(str, heldout.levels), np.round(own.loss_SV.mean(0), 5).tolist(), strict=True)),
+        "by_level": dict(
+            zip((f"{level:g}" for level in heldout.levels), np.round(own.loss_SV.mean(0), 5).tolist(), strict=True)
+        ),
         **asdict(interval),
     }
-    (folder / "captions.json").write_text(json.dumps(report, indent=1))
+    scratch = folder / "captions.json.tmp"
+    scratch.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    scratch.replace(folder / "captions.json")
     log.info(
         "step %d: held-out loss %.4f (%.3f of the zero predictor's) on %d clips of %d sources",
         *(step, own.loss, own.ratio_to_zero, len(sources), len(set(sources))),
@@ -71,6 +87,24 @@ def run(config: EvaluateConfig) -> None:
     )
 
 
+def open_heldout(config: EvaluateConfig, trained: TrainConfig) -> EvaluationSet:
+    """The held-out clips; refuses shards that this model cannot read."""
+    manifest = Manifest.read(config.shards or trained.data.folder)
+    manifest.require_identity(codec=codec_identity(trained.data.codec), patch_size=trained.model.patch_size)
+    if manifest.identity.text_dim != trained.model.text_dim:
+        raise ValueError(
+            f"{manifest.folder} holds captions embedded in {manifest.identity.text_dim} values, but the model reads "
+            f"{trained.model.text_dim}: encode the clips again with the text encoder of training"
+        )
+    heldout = heldout_set(trained, manifest, max_samples=config.max_samples, levels=config.levels)
+    if heldout is None:
+        raise ValueError(
+            f"{manifest.folder} holds no held-out samples: encode the clips again with heldout_fraction above 0"
+        )
+    return heldout
+
+
+@user_errors
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
 @user_errors
 def main(config: DictConfig) -> None:

@@ -3,6 +3,7 @@
 Shapes: S held-out samples, V noise levels.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ from trainer.config import TrainConfig
 
 Predict = Callable[[list[PackedInputs]], list[Tensor]]
 _BOOTSTRAPS = 2000
+_PACKS_AT_ONCE = 32
+"""Packs in memory together; enough to keep a pipeline busy."""
+MIN_SOURCES = 4
+"""With fewer, over one bootstrap draw in twenty is of a single source, which bounds nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +39,18 @@ class EvaluationSet:
     caption_kind: str
     seed: int = 0
 
-    def microbatches(self, text_of: Sequence[int] | None = None) -> list[Microbatch]:
-        """All (sample, level) pairs in packs; `text_of[s]` is the sample whose caption sample s is given."""
+    def packs(self, text_of: Sequence[int] | None = None) -> list[list[EvaluationItem]]:
+        """All (sample, level) pairs by pack; `text_of[s]` is the sample whose caption sample s is given."""
         items = [
             EvaluationItem(sample=sample, level=level, text_from=self.samples[text_of[s]] if text_of else sample)
             for s, sample in enumerate(self.samples)
             for level in self.levels
         ]
         tokens = [item.sample.video_tokens for item in items]
-        return [self._pack([items[i] for i in pack]) for pack in fill_packs(tokens, self.tokens_per_pack)]
+        return [[items[i] for i in pack] for pack in fill_packs(tokens, self.tokens_per_pack)]
 
-    def _pack(self, items: list[EvaluationItem]) -> Microbatch:
+    def microbatch(self, items: list[EvaluationItem]) -> Microbatch:
+        """Inputs and targets of one pack."""
         return build_evaluation_microbatch(
             items,
             seed=self.seed,
@@ -56,12 +62,14 @@ class EvaluationSet:
 
 
 def heldout_set(config: TrainConfig, manifest: Manifest, *, max_samples: int, levels: int) -> EvaluationSet | None:
-    """The first `max_samples` held-out samples, spread over all sources; None where nothing is held out."""
+    """Up to `max_samples` held-out samples, spread over all sources; None where nothing is held out."""
+    if max_samples < 1:
+        raise ValueError(f"max_samples={max_samples} must be at least 1 to evaluate anything")
     heldout = manifest.select("heldout")
     if len(heldout) == 0:
         return None
+    rows = spread_over_sources(heldout.table["source"].to_pylist(), max_samples)
     reader = SampleReader(heldout)
-    rows = np.linspace(0, len(heldout) - 1, min(max_samples, len(heldout))).round().astype(int).tolist()
     samples = [reader.read(row) for row in rows]
     reader.close()
     return EvaluationSet(
@@ -72,6 +80,22 @@ def heldout_set(config: TrainConfig, manifest: Manifest, *, max_samples: int, le
         null_text=manifest.null_text(),
         caption_kind=config.evaluation.caption_kind,
     )
+
+
+def spread_over_sources(sources: Sequence[str], count: int) -> list[int]:
+    """Up to `count` rows in order: the first of every source, then the second, and so on; evenly where not all fit."""
+    rounds: list[list[int]] = []
+    seen: Counter[str] = Counter()
+    for row, source in enumerate(sources):
+        if seen[source] == len(rounds):
+            rounds.append([])
+        rounds[seen[source]].append(row)
+        seen[source] += 1
+    chosen: list[int] = []
+    for rows in rounds:
+        room = min(count - len(chosen), len(rows))
+        chosen += [rows[place] for place in np.linspace(0, len(rows) - 1, room).round().astype(int)]
+    return sorted(chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,19 +127,27 @@ def heldout_loss(
     """Evaluate; data rank `rank` of `ranks` takes every `ranks`-th pack and `total` sums the tables over them."""
     shape = (len(evaluation.samples), len(evaluation.levels))
     sums = torch.zeros(2, shape[0] * shape[1], dtype=torch.float64)
-    packs = evaluation.microbatches(text_of)
-    starts = np.cumsum([0, *(len(pack.keys) for pack in packs)])
-    mine = list(range(rank, len(packs), ranks))
-    for number, prediction_LP in zip(mine, predict([packs[n].inputs for n in mine]), strict=True):
-        pack = packs[number]
-        error_L = (prediction_LP.double().cpu() - pack.target_LP.double()).square().mean(-1)
-        zero_L = pack.target_LP.double().square().mean(-1)
-        lengths = pack.inputs.segment_lengths[: len(pack.keys)]
-        for row, values_L in enumerate((error_L, zero_L)):
-            segments = values_L[: sum(lengths)].split(lengths)
-            sums[row, starts[number] : starts[number + 1]] = torch.stack([part.mean() for part in segments])
+    packs = evaluation.packs(text_of)
+    starts = np.cumsum([0, *map(len, packs)])
+    mine = range(rank, len(packs), ranks)
+    for first in range(0, len(mine), _PACKS_AT_ONCE):
+        numbers = mine[first : first + _PACKS_AT_ONCE]
+        built = [evaluation.microbatch(packs[number]) for number in numbers]
+        predictions = predict([pack.inputs for pack in built])
+        for number, pack, prediction_LP in zip(numbers, built, predictions, strict=True):
+            sums[:, starts[number] : starts[number + 1]] = _errors(pack, prediction_LP)
     loss, zero = total(sums).numpy().reshape(2, *shape)
     return HeldOutLoss(loss_SV=loss, zero_SV=zero)
+
+
+def _errors(pack: Microbatch, prediction_LP: Tensor) -> Tensor:
+    """Mean squared error of each item of a pack, of the prediction and of zero: float64 `[2, items]`."""
+    target_LP = pack.target_LP.double()
+    error_L = (prediction_LP.double().cpu() - target_LP).square().mean(-1)
+    zero_L = target_LP.square().mean(-1)
+    lengths = pack.inputs.segment_lengths[: len(pack.keys)]
+    segments = torch.stack([error_L, zero_L])[:, : sum(lengths)].split(lengths, dim=1)
+    return torch.stack([part.mean(1) for part in segments], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,18 +160,36 @@ class Interval:
 
 
 def paired_interval(difference_S: np.ndarray, sources: Sequence[str], *, seed: int = 0) -> Interval:
-    """Mean of paired differences; the bootstrap draws whole sources, since clips of one shot are not independent."""
+    """Mean of paired differences over samples, with a symmetric bootstrap-t interval (Hall 1988).
+
+    The bootstrap draws whole sources, since clips of one shot are not independent. Dividing each draw by its own
+    standard error is what keeps 95 % with a dozen sources, where plain percentiles cover 90 %.
+    """
     names, cluster_S = np.unique(np.asarray(sources), return_inverse=True)
-    sums = np.bincount(cluster_S, weights=difference_S)
-    counts = np.bincount(cluster_S)
-    drawn = np.random.default_rng(seed).integers(len(names), size=(_BOOTSTRAPS, len(names)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Interval(mean=float(difference_S.mean()), low=float(low), high=float(high))
+    assert len(names) >= MIN_SOURCES, "the caller refuses fewer sources"
+    sums_G, counts_G = np.bincount(cluster_S, weights=difference_S), np.bincount(cluster_S)
+    mean, error = _mean_over_sources(sums_G, counts_G)
+    drawn_BG = np.random.default_rng(seed).integers(len(names), size=(_BOOTSTRAPS, len(names)))
+    means_B, errors_B = _mean_over_sources(sums_G[drawn_BG], counts_G[drawn_BG])
+    # A draw of one source alone has no spread: it bounds nothing, unless no source differs from another.
+    away_B = np.abs(means_B - mean)
+    t_B = np.divide(away_B, errors_B, out=np.full_like(away_B, np.inf), where=errors_B > 0)
+    reach = float(np.quantile(t_B, 0.95, method="higher")) * float(error) if error > 0 else 0.0
+    return Interval(mean=float(mean), low=float(mean) - reach, high=float(mean) + reach)
+
+
+def _mean_over_sources(sums_G: np.ndarray, counts_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over samples and its standard error (but for a factor of G), by the last axis.
+
+    The G sources are independent, their samples are not.
+    """
+    mean = sums_G.sum(-1) / counts_G.sum(-1)
+    residual_G = sums_G - mean[..., None] * counts_G
+    return mean, np.sqrt(np.square(residual_G).sum(-1)) / counts_G.sum(-1)
 
 
 def captions_of_others(sources: Sequence[str]) -> list[int]:
-    """For each sample, one of another source whose caption it gets in the permutation test.
+    """For each sample, one of another source whose caption it gets; every caption is given once.
 
     Raises:
         ValueError: one source holds more than half of the samples, so that not all can have another's.
