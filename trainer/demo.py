@@ -155,7 +155,7 @@ class Ledger:
         before = self.entries.get(phase.name)
         if before is not None and before.chain == chain and not before.is_done:
             seconds += before.seconds
-        self.entries[phase.name] = Entry(chain=chain, seconds=round(seconds, 1), is_done=is_done)
+        self.entries[phase.name] = Entry(chain=chain, seconds=round(seconds, 3), is_done=is_done)
         scratch = self.path.with_suffix(".tmp")
         scratch.write_text(json.dumps({name: asdict(entry) for name, entry in self.entries.items()}, indent=1))
         scratch.replace(self.path)
@@ -173,7 +173,7 @@ def run_phases(todo: list[Phase], ledger: Ledger) -> None:
         stands = stands and ledger.stands(phase, chain)
         label = f"[{number}/{len(todo)}] {phase.title}"
         if stands:
-            print(f"{label}: stands ({ledger.seconds[phase.name]} s)", flush=True)
+            print(f"{label}: stands ({ledger.seconds[phase.name]:.0f} s)", flush=True)
             continue
         print(f"{label}\n  $ {shlex.join((Path(phase.command[0]).name, *phase.command[1:]))}", flush=True)
         start = time.monotonic()
