@@ -17,6 +17,7 @@ from trainer.batch import Microbatch, build_microbatch
 from trainer.config import TrainConfig
 from trainer.evaluation import EvaluationSet, heldout_set
 from trainer.metrics import Metrics
+from trainer.sampling import latent_size
 
 
 @dataclass(kw_only=True)
@@ -76,18 +77,41 @@ def open_shards(config: TrainConfig) -> tuple[Manifest, PackPlan]:
     """The manifest and the plan of its training split; refuses what this run cannot train on."""
     manifest = Manifest.read(config.data.folder)
     manifest.require_identity(codec=codec_identity(config.data.codec), patch_size=config.model.patch_size)
-    text_dim = manifest.null_text().shape[-1]
-    if text_dim != config.model.text_dim:
-        raise ValueError(
-            f"model.text_dim={config.model.text_dim}, but the captions in {manifest.folder} are embedded in "
-            f"{text_dim} values: set model.text_dim to that"
-        )
+    _require_shapes(config, manifest)
     training = manifest.select("train")
     if config.data.limit_samples is not None:
         training = training.head(config.data.limit_samples)
     data = config.data
     plan = PackPlan(training, seed=config.seed, tokens_per_pack=data.tokens_per_pack, window=data.window)
     return manifest, plan
+
+
+def _require_shapes(config: TrainConfig, manifest: Manifest) -> None:
+    """ValueError where the model does not fit the shards, or what is observed along the way does not."""
+    stored, model, samples = manifest.identity, config.model, config.samples
+    if stored.text_dim != model.text_dim:
+        raise ValueError(
+            f"model.text_dim={model.text_dim}, but the captions in {manifest.folder} are embedded in "
+            f"{stored.text_dim} values: set model.text_dim to that"
+        )
+    for name, channels in (("in_channels", model.in_channels), ("out_channels", model.out_channels)):
+        if channels != stored.latent_channels:
+            raise ValueError(
+                f"model.{name}={channels}, but the latents in {manifest.folder} have {stored.latent_channels} "
+                f"channels: set +model.{name}={stored.latent_channels}"
+            )
+    kind = config.evaluation.caption_kind
+    if config.run.evaluate_every and kind not in stored.caption_kinds:
+        raise ValueError(
+            f"evaluation.caption_kind={kind}, but the captions in {manifest.folder} are of kind "
+            f"{', '.join(stored.caption_kinds)}: set it to one of them"
+        )
+    if config.run.sample_every and samples.prompts:
+        size = (samples.frames, samples.height, samples.width)
+        try:
+            latent_size(size, strides=stored.strides, patch_size=model.patch_size)
+        except ValueError as error:
+            raise ValueError(f"samples: {error}") from error
 
 
 def build_engine(config: TrainConfig, grid: Grid) -> TrainEngine:

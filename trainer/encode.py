@@ -314,6 +314,7 @@ def _total(clips: str) -> str:
     return f"{len(clip_shards(clips))} shards" + (f", {total} clips" if total is not None else "")
 
 
+@user_errors
 @hydra.main(config_path="../conf", config_name="encode", version_base="1.3")
 @user_errors
 def main(cfg: DictConfig) -> None:

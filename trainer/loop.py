@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from data.loader import Loader, StepData
 from data.pack import Position
 from trainer.build import Run
 from trainer.checkpoint import prune_checkpoints, write_checkpoint
@@ -13,6 +14,8 @@ from trainer.metrics import Throughput
 from trainer.samples import write_samples
 from trainer.schedule import learning_rate
 from trainer.signals import EXIT_STOPPED, StopRequest
+
+_KEYS_NAMED = 8
 
 
 @dataclass
@@ -30,23 +33,21 @@ class Progress:
         return Position(epoch=self.epoch, pack=self.pack)
 
 
-def train(run: Run, progress: Progress) -> int:
+def train(run: Run, progress: Progress, stop: StopRequest) -> int:
     """Train to the last step or until asked to stop; returns the process's exit code."""
-    steps, stop, pace = run.config.run.steps, StopRequest(), Pace(run)
-    observe(run, progress)
+    steps, pace = run.config.run.steps, Pace(run)
+    if progress.step == 0:  # a checkpoint is saved after its step was observed
+        observe(run, progress)
     with run.loader(progress.position) as loader:
         while progress.step < steps:
             with pace.measured("data"):
-                batch = next(loader)
+                batch = fetch(run, loader)
                 microbatches = run.microbatches(batch)
             rate = learning_rate(run.config.schedule, progress.step, steps)
             with pace.measured("step"):
                 result = run.engine.step(microbatches, lr=rate)
             if result.skipped:
-                raise ValueError(
-                    f"step {progress.step + 1}: loss or gradient is not finite; nothing was updated and the last "
-                    f"checkpoint stands. Its samples: {', '.join(key for pack in batch.keys for key in pack)}"
-                )
+                raise ValueError(not_finite(progress.step + 1, batch))
             progress.step += 1
             run.engine.update_ema(ema_decay(run.config.run.ema_half_life_fraction, progress.step))
             progress.epoch, progress.pack = batch.position_after.epoch, batch.position_after.pack
@@ -57,6 +58,29 @@ def train(run: Run, progress: Progress) -> int:
             if run.grid.any(stop.signal_name is not None) and progress.step < steps:
                 return leave(run, progress, stop.signal_name or "another rank's signal")
     return 0
+
+
+def fetch(run: Run, loader: Loader) -> StepData:
+    """The next step's packs. What one rank cannot read, all ranks refuse: none is left waiting for it."""
+    batch, failure = None, None
+    try:
+        batch = next(loader)
+    except ValueError as error:
+        failure = str(error)
+    if run.grid.any(failure is not None):
+        raise ValueError(next(text for text in run.grid.gather_objects(failure) if text))
+    assert batch is not None
+    return batch
+
+
+def not_finite(step: int, batch: StepData) -> str:
+    """What a user is told about a step that made no sense."""
+    keys = [key for pack in batch.keys for key in pack]
+    named = ", ".join(keys[:_KEYS_NAMED]) + (f" and {len(keys) - _KEYS_NAMED} more" if len(keys) > _KEYS_NAMED else "")
+    return (
+        f"step {step}: loss or gradient is not finite, so nothing was updated and earlier checkpoints stand; look for "
+        f"bad values in its samples ({named}), or lower schedule.lr and resume with allow_changes=true"
+    )
 
 
 def ema_decay(half_life_fraction: float, step: int) -> float:
@@ -130,8 +154,9 @@ def save(run: Run, progress: Progress) -> None:
 
 
 def leave(run: Run, progress: Progress, reason: str) -> int:
-    """Save at the step boundary and say how to go on."""
-    save(run, progress)
+    """Save at the step boundary, unless that was due anyway, and say how to go on."""
+    if not due(run.config.run.checkpoint_every, progress.step, last=False):
+        save(run, progress)
     run.metrics.say(
         f"stopped by {reason} after step {progress.step} of {run.config.run.steps}; everything is saved, "
         "and the same command goes on from here"

@@ -20,6 +20,7 @@ def write_samples(run: Run, step: int) -> None:
         return
     codec = load_codec(Path(run.config.data.codec)).eval()
     encoder = TextEncoder(run.config.text)
+    run.manifest.require_identity(text=encoder.identity())
     patch_size = run.config.model.patch_size
     size = (wanted.frames, wanted.height, wanted.width)
     grid = latent_size(size, strides=codec.strides, patch_size=patch_size)

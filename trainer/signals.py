@@ -1,32 +1,45 @@
 """Asking a run to stop: Ctrl-C, SIGTERM and SLURM's SIGUSR1 all mean «save at the step boundary, then leave»."""
 
-import logging
 import os
 import signal
+import sys
 import time
-from types import FrameType
+from types import FrameType, TracebackType
 
 EXIT_STOPPED = 75
 """EX_TEMPFAIL: stopped early with everything saved; the same command goes on."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _GRACE_S = 3.0
-log = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Remembers that a stop was asked for; asking again after three seconds leaves at once.
+    """Inside, remembers that a stop was asked for; asking again after three seconds leaves at once.
 
     A terminal's Ctrl-C reaches a rank twice under torchrun (from the terminal and from the agent), hence the grace.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, speaks: bool = True) -> None:
         self.signal_name: str | None = None
+        self._speaks = speaks
         self._asked_at = 0.0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.signal_name is None:
             self.signal_name, self._asked_at = signal.Signals(number).name, now
+            if self._speaks:
+                # Not through `logging`: this may interrupt a line that is being written.
+                words = f"{self.signal_name}: saving after this step; asked again, leaving without\n"
+                os.write(sys.stderr.fileno(), words.encode())
         elif now - self._asked_at > _GRACE_S:
             os._exit(128 + number)

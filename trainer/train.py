@@ -22,6 +22,7 @@ from trainer.compose import to_dataclass, user_errors
 from trainer.config import TrainConfig, differences
 from trainer.loop import Progress, train
 from trainer.metrics import Metrics
+from trainer.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +78,13 @@ def run(config: TrainConfig) -> int:
     if progress.step >= config.run.steps:
         log.info("step %d of %d is done; raise run.steps to go on", progress.step, config.run.steps)
         return 0
-    with Grid(config.parallel) as grid, build_engine(config, grid) as engine:
+    with StopRequest(speaks=speaks) as stop, Grid(config.parallel) as grid, build_engine(config, grid) as engine:
         if reader is not None:
             engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
             log.info("resumed from %s", reader.folder)
+        heldout = heldout_of(config, manifest)
         metrics = Metrics(config.path, speaks=speaks, resume_step=progress.step)
         metrics.start_wandb(config.wandb, name=config.name, settings=config.defining())
-        heldout = heldout_of(config, manifest)
         code = train(
             Run(
                 config=config,
@@ -96,11 +97,13 @@ def run(config: TrainConfig) -> int:
                 metrics=metrics,
             ),
             progress,
+            stop,
         )
         metrics.close(code)
     return code
 
 
+@user_errors
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
 @user_errors
 def main(config: DictConfig) -> None:

@@ -232,6 +232,7 @@ def _device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@user_errors
 @hydra.main(config_path="../conf", config_name="train_vae", version_base="1.3")
 @user_errors
 def main(cfg: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """Configs: what YAML says fills a dataclass exactly, or fails in one sentence."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -53,6 +54,40 @@ def test_user_errors_become_one_sentence(capsys: pytest.CaptureFixture[str], mon
     assert exit_info.value.code == EXIT_USER_ERROR
     assert capsys.readouterr().err.startswith("error: steps=0 must be at least 1")
     monkeypatch.setenv("RANK", "3")
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
     with pytest.raises(SystemExit):
         main()
-    assert capsys.readouterr().err == ""
+    assert waits == [20.0], "rank 0 speaks first, and the launcher ends this one"
+    assert capsys.readouterr().err.startswith("rank 3: error: steps=0 must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    words: tuple[str, ...] = ()
+    pair: tuple[int, float] | None = None
+    either: str | tuple[str, ...] = ""
+    mode: Literal["on", "off"] = "on"
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ({"words": "a rabbit"}, r"words=a rabbit must be a list in brackets, each item a text$"),
+        ({"words": [1]}, r"words=\[1\] must be a list in brackets"),
+        ({"pair": "12"}, r"pair='12' must be a list of 2 in brackets, each item a whole number or null$"),
+        ({"pair": [1, 2, 3]}, r"pair=\[1, 2, 3\] must be a list of 2"),
+        ({"mode": "maybe"}, r"mode=maybe must be one of on, off$"),
+        ({"word": ["a"]}, r"word is no setting: did you mean words\?$"),
+        ({"zzz": 1}, r"zzz is no setting: there are words, pair, either, mode$"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_would_be_right(plain: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_dataclass(Lists, plain)
+
+
+def test_a_string_is_a_list_of_its_letters_nowhere() -> None:
+    given = {"words": ["a rabbit"], "pair": [1, 2], "either": "a rabbit"}
+    assert to_dataclass(Lists, given) == Lists(words=("a rabbit",), pair=(1, 2.0), either="a rabbit")
+    assert to_dataclass(Lists, {"either": ["a", "b"]}).either == ("a", "b")

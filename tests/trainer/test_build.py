@@ -1,0 +1,71 @@
+"""What a run is put together from, and what it refuses to be put together from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from data.pack import Position
+from tests.trainer.run_case import ROOT, overrides
+from trainer.build import heldout_of, open_shards
+from trainer.compose import to_dataclass
+from trainer.config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def config(inputs):
+    places = {"data__folder": inputs / "latents", "data__codec": inputs / "codec", "folder": inputs / "built"}
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return to_dataclass(TrainConfig, compose("train", overrides(**places)))
+
+
+def with_section(config, section, **changes):
+    return replace(config, **{section: replace(getattr(config, section), **changes)})
+
+
+def test_only_the_training_split_is_trained_on(config):
+    manifest, plan = open_shards(config)
+    packs, _ = plan.step(Position(), plan.packs_in_epoch())
+    trained = [key for pack in packs for key in plan.manifest.keys(list(pack.rows))]
+    heldout = heldout_of(config, manifest)
+    assert sorted(trained) == [f"clip{number}" for number in range(8)]
+    assert [sample.key for sample in heldout.samples] == ["clip8", "clip9"]
+
+
+def test_the_first_samples_alone_when_asked(config):
+    _, plan = open_shards(with_section(config, "data", limit_samples=2))
+    packs, _ = plan.step(Position(), 6)
+    assert {key for pack in packs for key in plan.manifest.keys(list(pack.rows))} == set(plan.manifest.keys())
+    assert len(plan.manifest) == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "sentence"),
+    [
+        ("model", {"in_channels": 4}, r"model\.in_channels=4, but the latents in .* have 16 channels: set \+model"),
+        ("model", {"out_channels": 4}, r"model\.out_channels=4, but the latents"),
+        ("model", {"text_dim": 8}, r"model\.text_dim=8, but the captions in .* embedded in 384 values: set"),
+        ("model", {"patch_size": (1, 1, 1)}, r"patch size \(1, 2, 2\), but the model has \(1, 1, 1\): change"),
+        ("data", {"tokens_per_pack": 8}, r"sample clip\d has 12 tokens, above data\.tokens_per_pack=8 .* at least 12"),
+    ],
+)
+def test_what_does_not_fit_the_shards_is_refused(config, section, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        open_shards(with_section(config, section, **changes))
+
+
+def test_what_is_observed_along_the_way_is_checked_before_the_first_step(config):
+    odd = with_section(config, "samples", prompts=("a rabbit",), height=40)
+    open_shards(odd)
+    with pytest.raises(ValueError, match=r"samples: height=40 is not a multiple of 16: take 32 or 48"):
+        open_shards(with_section(odd, "run", sample_every=5))
+    unknown = with_section(config, "evaluation", caption_kind="long")
+    open_shards(unknown)
+    with pytest.raises(ValueError, match=r"evaluation\.caption_kind=long, but .* of kind short, descriptive: set it"):
+        open_shards(with_section(unknown, "run", evaluate_every=5))
+
+
+def test_nothing_is_written(config):
+    open_shards(config)
+    assert not Path(config.folder).exists()

@@ -1,0 +1,162 @@
+"""The loop stopped anywhere and started again is the loop that never stopped, bit by bit or in another layout."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests.trainer.run_case import STEPS, overrides, write_inputs
+from trainer.checkpoint import CheckpointReader, committed_steps
+from trainer.loop import due, ema_decay
+from trainer.metrics import read_metrics
+
+HALF = STEPS // 2
+PARITY = 2e-5
+KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
+RANKS = {"single": 1, "tp2": 2, "pp2": 2, "dp2": 2, "tp2_pp2": 4}
+
+
+def words(name, layout, **changes):
+    return [*overrides(folder=name, **changes), f"parallel={layout}"]
+
+
+@pytest.fixture(scope="module")
+def train(commands, inputs):
+    """Run the command of a layout; `event` happens to one rank, as in `run_case.arm`."""
+
+    def start(name, layout, *, event=None, **changes):
+        settings = {"run__evaluate_every": HALF, "run__checkpoint_every": HALF} | changes
+        return commands.run(words(name, layout, **settings), cwd=inputs, ranks=RANKS[layout], event=event)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def straight(train, inputs):
+    """Run folders of 20 steps without a stop, by layout."""
+    for layout in ("single", "dp2", "tp2_pp2"):
+        train(f"straight_{layout}", layout).ok()
+    return {layout: inputs / f"straight_{layout}" for layout in ("single", "dp2", "tp2_pp2")}
+
+
+def last(folder):
+    reader = CheckpointReader(folder / f"checkpoints/step_{STEPS:08d}")
+    reader.verify()
+    return reader
+
+
+def column(folder, name):
+    return [(row["step"], row[name]) for row in read_metrics(folder) if name in row]
+
+
+def assert_same_bits(folder, reference):
+    ours, theirs = last(folder), last(reference)
+    assert ours.state == theirs.state
+    for kind in KINDS:
+        assert ours.names(kind) == theirs.names(kind) != []
+        different = [n for n in ours.names(kind) if not torch.equal(ours.tensor(kind, n), theirs.tensor(kind, n))]
+        assert not different, kind
+    for name in ("loss", "grad_norm", "lr", "tokens", "flops", "epoch", "heldout/loss"):
+        assert column(folder, name) == column(reference, name), name
+
+
+def assert_near(folder, reference):
+    ours, theirs = last(folder), last(reference)
+    moved = 0.0
+    for kind in ("master", "ema"):
+        for name in theirs.names(kind):
+            one, other = ours.tensor(kind, name).double(), theirs.tensor(kind, name).double()
+            assert (one - other).norm() <= PARITY * other.norm(), f"{kind} {name}"
+            moved += float(other.norm())
+    assert moved > 0
+    for name in ("loss", "heldout/loss"):
+        pairs = zip(column(folder, name), column(reference, name), strict=True)
+        assert all(a[0] == b[0] and a[1] == pytest.approx(b[1], rel=PARITY) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("layout", "rank"), [("tp2_pp2", 3), ("single", 0)])
+def test_ten_steps_and_ten_more_are_the_bits_of_twenty(train, straight, inputs, layout, rank):
+    name = f"halves_{layout}"
+    stopped = train(name, layout, event={"step": HALF, "rank": rank, "signal": "SIGUSR1"})
+    assert stopped.code == 75, stopped.err
+    assert f"after step {HALF} of {STEPS}; everything is saved, and the same command goes on" in stopped.err
+    assert [row["step"] for row in read_metrics(inputs / name) if "loss" in row] == list(range(1, HALF + 1))
+    assert committed_steps(inputs / name / "checkpoints") == [HALF]
+    again = train(name, layout).ok()
+    assert f"resumed from {name}/checkpoints/step_{HALF:08d}" in again.err
+    assert_same_bits(inputs / name, straight[layout])
+
+
+def test_ten_steps_by_tp2_and_ten_by_pp2_are_the_run_within_parity(train, straight, inputs):
+    assert train("across", "tp2", event={"step": HALF, "rank": 0, "signal": "SIGTERM"}).code == 75
+    train("across", "pp2").ok()
+    assert_near(inputs / "across", straight["single"])
+
+
+@pytest.mark.parametrize("layout", ["tp2_pp2", "dp2"])
+def test_every_layout_trains_the_same_run(straight, layout):
+    assert_near(straight[layout], straight["single"])
+    for name in ("tokens", "flops", "epoch", "lr", "fill"):
+        assert column(straight[layout], name) == column(straight["single"], name), name
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_and_rewrites_what_came_after(train, straight, inputs):
+    assert train("killed", "single", event={"step": 13, "signal": "SIGKILL"}).code == -9
+    assert [step for step, _ in column(inputs / "killed", "loss")][-1] == 12
+    assert "step_00000010" in train("killed", "single").ok().err
+    assert_same_bits(inputs / "killed", straight["single"])
+
+
+def test_a_text_that_is_not_finite_ends_the_run_and_names_its_samples(commands, inputs, tmp_path):
+    write_inputs(tmp_path, bad_text="clip number 6")
+    changes = {"flow__caption_dropout": 0.0, "data__packs_per_step": 1, "run__checkpoint_every": 1}
+    sentence = commands.run(words("run", "pp2", **changes), cwd=tmp_path, ranks=2).refused()
+    steps = [step for step, _ in column(tmp_path / "run", "loss")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert 1 <= len(steps) < STEPS
+    assert sentence.startswith(f"step {len(steps) + 1}: loss or gradient is not finite")
+    assert "clip6" in sentence
+    assert committed_steps(tmp_path / "run/checkpoints")[-1] == len(steps)
+
+
+def test_a_latent_that_is_not_finite_is_never_trained_on(commands, inputs, tmp_path):
+    write_inputs(tmp_path, bad_latent="clip number 6")
+    sentence = commands.run(words("run", "single"), cwd=tmp_path).refused()
+    assert "sample clip6 has NaN or Inf in its latent: encode the clips again" in sentence
+
+
+def test_a_shard_that_one_rank_cannot_read_ends_all_of_them_with_one_sentence(commands, inputs, tmp_path):
+    shutil.copytree(inputs / "latents", tmp_path / "latents")
+    changes = {"data__folder": tmp_path / "latents", "data__packs_per_step": 2, "data__prefetch_steps": 1}
+    for shard in (tmp_path / "latents").rglob("*.tar"):  # one byte of every latent of a shard
+        damaged = bytearray(shard.read_bytes())
+        if b"clip3.latent" in damaged:
+            damaged[damaged.index(b"clip3.latent") + 512 + 100] ^= 1
+            shard.write_bytes(damaged)
+    sentence = commands.run(words(tmp_path / "run", "dp2", **changes), cwd=inputs, ranks=2).refused()
+    assert "sample clip3: its latent is damaged (wrong checksum)" in sentence
+
+
+def test_every_row_of_the_record_is_whole(straight):
+    rows = [json.loads(line) for line in (straight["single"] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "heldout/loss" in row] == [0, HALF, STEPS]
+    assert rows[0]["heldout/ratio_to_zero"] == pytest.approx(1.0), "an untrained model predicts zero"
+    levels = [value for name, value in rows[0].items() if name.startswith("heldout/loss_t")]
+    assert len(levels) == 2
+    assert sum(levels) / 2 == pytest.approx(rows[0]["heldout/loss"])
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
+    assert rows[-1]["tokens"] > rows[0]["tokens"] == 0
+
+
+def test_half_of_the_average_is_younger_than_its_half_life():
+    """Weights jump from 0 to 1; where half-lives are a tenth of the steps so far, 1000 of 10000 are almost one."""
+    average = 0.0
+    for step in range(10_000, 11_000):
+        average = 1 - (1 - average) * ema_decay(0.1, step)
+    assert average == pytest.approx(1 - 0.5 ** (10 * torch.log(torch.tensor(1.1)).item()), abs=1e-3)
+
+
+def test_what_is_due_is_due_at_the_end_too_and_never_where_its_period_is_zero():
+    assert [step for step in range(11) if due(4, step, last=step == 10)] == [0, 4, 8, 10]
+    assert not any(due(0, step, last=step == 10) for step in range(11))

@@ -1,0 +1,206 @@
+"""`python -m trainer.train` as a user meets it: what it writes, how it stops, and one sentence for each mistake."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.codec import CodecConfig, build_codec, save_codec
+from model.codec_patch import PatchCodecConfig
+from tests.trainer.run_case import MODEL, STEPS, environment, overrides
+from trainer.checkpoint import CheckpointReader, committed_steps
+from trainer.metrics import read_metrics
+
+LONG = 60
+
+
+def tree(folder):
+    return sorted(str(path) for path in Path(folder).rglob("*"))
+
+
+def steps_logged(folder):
+    return [row["step"] for row in read_metrics(folder) if "loss" in row]
+
+
+def interrupt(command, folder, *, cwd):
+    """Run a command as a terminal does, press Ctrl-C after its third step; exit code and what it printed."""
+    log = cwd / f"{folder.name}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    end = time.monotonic() + 120
+    while len(steps_logged(folder)) < 3:
+        assert process.poll() is None and time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    return process.wait(timeout=90), log.read_text()
+
+
+def test_one_process_without_a_launcher_stops_at_ctrl_c_goes_on_and_says_when_it_is_done(commands, inputs):
+    folder, words = inputs / "alone", overrides(folder="alone", wandb__mode="offline", run__steps=LONG)
+    code, printed = interrupt([sys.executable, "-m", "trainer.train", *words], folder, cwd=inputs)
+    assert code == 75, printed
+    assert "SIGINT: saving after this step" in printed and "Traceback" not in printed
+    stopped_after = steps_logged(folder)[-1]
+    assert 3 <= stopped_after < LONG
+    assert committed_steps(folder / "checkpoints") == [stopped_after]
+
+    again = commands.run(words, cwd=inputs).ok()
+    assert f"resumed from alone/checkpoints/step_{stopped_after:08d}" in again.err
+    assert steps_logged(folder) == list(range(1, LONG + 1))
+    assert committed_steps(folder / "checkpoints") == [stopped_after, LONG]
+    run_id = (folder / "wandb_id").read_text()
+    assert len(list((folder / "wandb").glob(f"offline-run-*-{run_id}/*.wandb"))) >= 1
+
+    before = tree(folder)
+    assert f"step {LONG} of {LONG} is done; raise run.steps to go on" in commands.run(words, cwd=inputs).ok().err
+    assert tree(folder) == before
+
+
+def test_ctrl_c_under_torchrun_saves_too(commands, inputs):
+    folder, words = inputs / "launched", [*overrides(folder="launched", run__steps=LONG), "parallel=dp2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    code, printed = interrupt([*launcher, "-m", "trainer.train", *words], folder, cwd=inputs)
+    assert code != 0, "torchrun's own code, 1, takes the place of ours"
+    assert "everything is saved, and the same command goes on from here" in printed
+    stopped_after = steps_logged(folder)[-1]
+    assert committed_steps(folder / "checkpoints") == [stopped_after]
+    again = commands.run(words, cwd=inputs, ranks=2).ok()
+    assert f"step_{stopped_after:08d}" in again.err
+    assert steps_logged(folder) == list(range(1, LONG + 1))
+
+
+def test_sigterm_from_outside_saves_at_the_step_boundary(commands, inputs):
+    folder, words = inputs / "terminated", overrides(folder="terminated")
+    started = commands.start(words, cwd=inputs, event={"sleep": 0.1})
+    started.until(lambda: len(steps_logged(folder)) >= 3)
+    started.signal(signal.SIGTERM)
+    ended = started.wait()
+    assert ended.code == 75, ended.err
+    assert committed_steps(folder / "checkpoints") == [steps_logged(folder)[-1]]
+    commands.run(words, cwd=inputs).ok()
+    assert steps_logged(folder) == list(range(1, STEPS + 1))
+
+
+def test_overfitting_a_few_samples_lowers_the_loss_far(commands, inputs):
+    small = {f"model__{name}": None for name in MODEL}
+    own = {"run__checkpoint_every": None, "data__packs_per_step": None, "wandb__mode": None}
+    words = overrides(folder="overfit", name=None, run__log_every=1, run__steps=400, schedule__lr=0.01, **small, **own)
+    commands.run([*words, "debug=overfit"], cwd=inputs).ok()
+    losses = [row["loss"] for row in read_metrics(inputs / "overfit") if "loss" in row]
+    assert losses[0] == pytest.approx(2, rel=0.2), "what predicting zero for white latents costs"
+    assert len(losses) == 400
+    assert sum(losses[-50:]) / 50 < 0.7, "a model that learned no sample by heart stays near 1"
+    assert [path.name for path in (inputs / "overfit").iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(("layout", "ranks"), [("single", 1), ("tp2_pp2", 4)])
+def test_a_dry_run_prints_the_plan_and_writes_nothing(commands, inputs, layout, ranks):
+    before = tree(inputs)
+    words = [*overrides(folder="dry"), f"parallel={layout}", "dry_run=true"]
+    ended = commands.run(words, cwd=inputs, ranks=ranks).ok()
+    split = {1: "1 tensor x 1 pipeline x 1 data", 4: "2 tensor with sequence parallelism x 2 pipeline x 1 data"}
+    assert ended.err.splitlines() == [
+        f"run small in dry: {STEPS} steps",
+        f"layout: {split[ranks]}, {ranks} in all",
+        "model: 21,504 parameters, 6,880 of them in the 2 blocks",
+        "data: 8 training samples of 10, 58 tokens an epoch",
+        "step: 2 packs of 16 tokens",
+    ]
+    assert ended.others == ""
+    assert tree(inputs) == before
+
+
+MISTAKES = {
+    "unknown key": (["run.stepz=4"], r"run\.stepz is in no config: did you mean run\.steps\?"),
+    "unknown group": (["modell=tiny"], r"modell is in no config: did you mean model\?"),
+    "unknown option": (["model=huge"], r"model=huge is not there: take one of demo, .*tiny"),
+    "no value": (["run.steps"], r"'run\.steps'.*: write KEY=VALUE"),
+    "wrong type": (["run.steps=ten"], r"run\.steps=ten must be a whole number"),
+    "a string for a list": (["samples.prompts=a rabbit"], r"samples\.prompts=a rabbit must be a list in brackets"),
+    "a word that is no choice": (["schedule.kind=linear"], r"schedule\.kind=linear must be one of constant, cosine"),
+    "a number out of range": (["schedule.lr=-1"], r"schedule\.lr=-1\.0 must be above 0"),
+    "no shards": (["data.folder=nowhere"], r"nowhere has no manifest\.parquet: make latent shards with"),
+    "no codec": (["data.codec=nowhere"], r"nowhere is not a codec folder \(config\.json is missing\): make one with"),
+    "shards of another codec": (["data.codec=other"], r"latents was encoded by another codec \(\w+, not \w+\): name"),
+    "captions of another size": (["model.text_dim=128"], r"model\.text_dim=128, but .* latents .* 384 values: set"),
+    "too few processes": (["parallel=tp2"], r"1 processes cannot hold whole copies .* start 2 processes"),
+    "heads that do not divide": (
+        ["parallel=tp2", "model.num_heads=3"],
+        r"parallel\.tensor=2 does not divide model\.num_heads=3",
+    ),
+    "packs that do not divide": (["parallel=dp2", "data.packs_per_step=3"], r"data\.packs_per_step=3 .* use 2 or 4"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_writes_nothing(commands, inputs, mistake):
+    if not (inputs / "other").exists():
+        torch.manual_seed(1)
+        patch = PatchCodecConfig(width=8, encoder_blocks=1, decoder_blocks=1)
+        save_codec(build_codec(CodecConfig(patch=patch)), inputs / "other")
+    wrong, sentence = MISTAKES[mistake]
+    before = tree(inputs)
+    ranks = 2 if "divide" in mistake else 1
+    ended = commands.run([*overrides(folder="mistaken"), *wrong], cwd=inputs, ranks=ranks)
+    assert re.search(sentence, ended.refused())
+    assert tree(inputs) == before
+
+
+def test_other_settings_at_resume_are_refused_unless_allowed(commands, inputs):
+    changes = {"folder": "changed", "run__steps": 4}
+    commands.run(overrides(**changes), cwd=inputs).ok()
+    before = tree(inputs)
+    changes |= {"run__steps": 6, "schedule__lr": 1e-3, "optim__weight_decay": 0.5}
+    sentence = commands.run(overrides(**changes), cwd=inputs).refused()
+    assert "changed/checkpoints/step_00000004 was saved under other settings" in sentence
+    assert "optim.weight_decay: 0.01 -> 0.5; schedule.lr: 0.003 -> 0.001" in sentence
+    assert "allow_changes=true" in sentence
+    assert tree(inputs) == before
+    allowed = commands.run([*overrides(**changes), "allow_changes=true"], cwd=inputs).ok()
+    assert "resumed under other settings: optim.weight_decay" in allowed.err
+    assert steps_logged(inputs / "changed") == list(range(1, 7))
+    resumed = CheckpointReader(inputs / "changed/checkpoints/step_00000006").state
+    assert resumed["settings"]["schedule.lr"] == 1e-3
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 600 KiB, on which one checkpoint fits and not two."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on_when_there_is_room(commands, inputs, disk):
+    words = overrides(folder=disk / "run", run__checkpoint_every=5)
+    sentence = commands.run(words, cwd=inputs).refused()
+    checkpoints = disk / "run/checkpoints"
+    assert f"checkpoint {checkpoints}/step_00000010 was not written (rank 0: the disk is full)" in sentence
+    assert "earlier checkpoints are intact, so free space" in sentence
+    assert [path.name for path in checkpoints.iterdir()] == ["step_00000005"]
+    CheckpointReader(checkpoints / "step_00000005").verify()
+    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+    assert "resumed from" in commands.run(words, cwd=inputs).ok().err
+    assert committed_steps(checkpoints) == [15, STEPS]
+
+
+def test_one_rank_that_cannot_write_ends_all_ranks_with_one_sentence(commands, inputs):
+    words = [*overrides(folder="limited", run__checkpoint_every=5), "parallel=pp2"]
+    event = {"step": 8, "rank": 1, "largest_file": 4096}
+    sentence = commands.run(words, cwd=inputs, ranks=2, event=event).refused()
+    assert re.search(r"step_00000010 was not written \(rank 1: .*too large", sentence)
+    assert [path.name for path in (inputs / "limited/checkpoints").iterdir()] == ["step_00000005"]
