@@ -215,6 +215,7 @@ def _slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:40].strip("_") or "prompt"
 
 
+@user_errors
 @hydra.main(config_path="../conf", config_name="sample", version_base="1.3")
 @user_errors
 def main(config: DictConfig) -> None:

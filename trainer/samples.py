@@ -28,8 +28,10 @@ def write_samples(run: Run, step: int) -> None:
         SampleRequest(text_nE=text_nE, latent_shape=(codec.latent_channels, *grid), seed=wanted.seed + number)
         for number, text_nE in enumerate(encoder.encode(wanted.prompts))
     ]
-    tensor = run.grid.tensor_size
     tokens = count_tokens(requests[0].latent_shape, patch_size)
+    # As many videos to a pack as in training, so that a forward pass is worth its communication.
+    together = max(1, min(run.config.data.tokens_per_pack // tokens, 2 * len(requests)))
+    tensor = run.grid.tensor_size
     with run.engine.ema_weights():
         latents = sample_videos(
             run.engine.predict,
@@ -37,7 +39,7 @@ def write_samples(run: Run, step: int) -> None:
             sampler=SamplerConfig(steps=wanted.steps, guidance=Guidance(scale=wanted.guidance)),
             flow=run.config.flow,
             null_text=encoder.null_embedding(),
-            tokens_per_pack=-(-tokens // tensor) * tensor,
+            tokens_per_pack=-(-together * tokens // tensor) * tensor,
             patch_size=patch_size,
         )
     if not run.metrics.speaks:
