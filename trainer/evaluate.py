@@ -43,7 +43,13 @@ class EvaluateConfig:
     shards: str | None = None
     max_samples: int = 1000
     levels: int = 8
+    permutations: int = 5
+    """Ways of giving every clip another source's caption; their losses are averaged."""
     threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.permutations < 1:
+            raise ValueError(f"permutations={self.permutations} must be at least 1")
 
 
 def run(config: EvaluateConfig) -> None:
@@ -57,11 +63,12 @@ def run(config: EvaluateConfig) -> None:
             f"what captions are worth cannot be told from {len(set(sources))} held-out sources, an interval needs "
             f"{MIN_SOURCES}: encode with a larger heldout_fraction, or raise max_samples={config.max_samples}"
         )
-    text_of = captions_of_others(sources)
+    permutations = captions_of_others(sources, count=config.permutations)
     predict = Predictor(dit)
     own = heldout_loss(predict, heldout)
-    others = heldout_loss(predict, heldout, text_of=text_of)
-    difference_S = (others.loss_SV - own.loss_SV).mean(1)
+    others = [heldout_loss(predict, heldout, text_of=text_of).loss_SV for text_of in permutations]
+    difference_SV = np.mean(others, axis=0) - own.loss_SV
+    difference_S = difference_SV.mean(1)
     interval = paired_interval(difference_S, sources)
     report = {
         "step": step,
@@ -69,9 +76,9 @@ def run(config: EvaluateConfig) -> None:
         "sources": len(set(sources)),
         "heldout_loss": own.loss,
         "ratio_to_zero": own.ratio_to_zero,
-        "by_level": dict(
-            zip((f"{level:g}" for level in heldout.levels), np.round(own.loss_SV.mean(0), 5).tolist(), strict=True)
-        ),
+        "by_level": _by_level(heldout, own.loss_SV),
+        "permutations": len(permutations),
+        "difference_by_level": _by_level(heldout, difference_SV),
         **asdict(interval),
     }
     scratch = folder / "captions.json.tmp"
@@ -85,6 +92,11 @@ def run(config: EvaluateConfig) -> None:
         "another source's caption raises it by %+.4f (95 %% interval %+.4f to %+.4f)",
         *(interval.mean, interval.low, interval.high),
     )
+
+
+def _by_level(heldout: EvaluationSet, values_SV: np.ndarray) -> dict[str, float]:
+    means = np.round(values_SV.mean(0), 5).tolist()
+    return dict(zip((f"{level:g}" for level in heldout.levels), means, strict=True))
 
 
 def open_heldout(config: EvaluateConfig, trained: TrainConfig) -> EvaluationSet:

@@ -188,19 +188,27 @@ def _mean_over_sources(sums_G: np.ndarray, counts_G: np.ndarray) -> tuple[np.nda
     return mean, np.sqrt(np.square(residual_G).sum(-1)) / counts_G.sum(-1)
 
 
-def captions_of_others(sources: Sequence[str]) -> list[int]:
-    """For each sample, one of another source whose caption it gets; every caption is given once.
+def captions_of_others(sources: Sequence[str], *, count: int = 1) -> list[list[int]]:
+    """Up to `count` permutations of captions between sources: for each sample, the one whose caption it gets.
+
+    Every caption is given once in each, and no sample gets the same caption twice. The average over several says
+    more than one, since what a wrong caption costs depends on which it is.
 
     Raises:
         ValueError: one source holds more than half of the samples, so that not all can have another's.
     """
     by_source = sorted(range(len(sources)), key=lambda sample: (sources[sample], sample))
-    shift = len(sources) // 2
-    given = {sample: by_source[(place + shift) % len(sources)] for place, sample in enumerate(by_source)}
-    clashes = [sources[a] for a, b in given.items() if sources[a] == sources[b]]
-    if clashes:
+    largest, total = Counter(sources).most_common(1)[0]
+    if 2 * total > len(sources):
         raise ValueError(
-            f"captions cannot be permuted between sources: {clashes[0]!r} holds over half of the {len(sources)} "
+            f"captions cannot be permuted between sources: {largest!r} holds over half of the {len(sources)} "
             "held-out samples; hold out more sources or evaluate fewer samples"
         )
-    return [given[sample] for sample in range(len(sources))]
+    # In this order, whoever takes the caption at least `total` places on takes it from another source.
+    legal = len(sources) - 2 * total + 1
+    shifts = total + (2 * np.arange(min(count, legal)) + 1) * legal // (2 * min(count, legal))
+    place_of = {sample: place for place, sample in enumerate(by_source)}
+    return [
+        [by_source[(place_of[sample] + shift) % len(sources)] for sample in range(len(sources))]
+        for shift in shifts.tolist()
+    ]

@@ -195,15 +195,24 @@ def test_captions_of_others_are_a_permutation_between_sources() -> None:
             with pytest.raises(ValueError, match=f"holds over half of the {count} held-out samples"):
                 captions_of_others(sources)
             continue
-        given = captions_of_others(sources)
-        assert sorted(given) == list(range(count)), "every caption is given once"
-        assert not [s for s, other in enumerate(given) if sources[s] == sources[other]]
+        permutations = captions_of_others(sources, count=4)
+        assert 1 <= len(permutations) <= 4
+        for given in permutations:
+            assert sorted(given) == list(range(count)), "every caption is given once"
+            assert not [s for s, other in enumerate(given) if sources[s] == sources[other]]
+        for sample in zip(*permutations, strict=True):
+            assert len(set(sample)) == len(permutations), "no sample gets the same caption twice"
 
 
 def test_one_source_in_over_half_is_named() -> None:
     with pytest.raises(ValueError, match=r"'b' holds over half of the 5 held-out samples; hold out more sources"):
         captions_of_others(["b", "a", "b", "b", "c"])
-    assert sorted(captions_of_others(["b", "a", "b", "c"])) == [0, 1, 2, 3]
+    (only,) = captions_of_others(["b", "a", "b", "c"], count=3)
+    assert sorted(only) == [0, 1, 2, 3], "two of four leave one way"
+
+
+def test_as_many_permutations_as_asked_for_where_there_are() -> None:
+    assert len(captions_of_others([f"shot {n}" for n in range(22)], count=5)) == 5
 
 
 CLUSTERS = [5, 4, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1]
