@@ -79,7 +79,7 @@ def training_phases(folder: Path, cache: Path) -> list[Phase]:
             name="dit",
             title=f"train the DiT on {RANKS} processes",
             command=(
-                *(*launch, "trainer.train", "experiment=demo"),
+                *(*launch, "trainer.train", "experiment=demo", "parallel=tp2_pp2"),
                 *(f"data.folder={latents}", f"data.codec={codec}", f"folder={dit}"),
             ),
             result=dit / "checkpoints",
