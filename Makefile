@@ -8,7 +8,7 @@ VENV ?= $(if $(filter $(PYTHON),$(DEFAULT_PYTHON)),.venv,.venv-$(notdir $(PYTHON
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints/cpu.txt constraints/install.sh | sha256sum | cut -c 1-16)
 TESTS ?= tests
 
-# Compilers and tools of the environment are found by name (DeepSpeed looks for ninja). Nothing is fetched at run time.
+# The environment's programs come first. Nothing is fetched at run time.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1

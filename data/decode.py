@@ -1,8 +1,10 @@
 """Bytes of a video or an image to frames at one rate, on the lattice. By time stamps, never by frame numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 
 import av
 import numpy as np
@@ -11,10 +13,19 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from data.lattice import ClipConfig, Fit, cut_windows, fit_frame
+from data.lattice import ClipConfig, Fit, cover_frame, cut_windows, fit_frame
 
-VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "mov", "avi", "gif")
-IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+_VIDEO_FORMATS = {
+    "mp4": "mov",
+    "m4v": "mov",
+    "mov": "mov",
+    "webm": "matroska",
+    "mkv": "matroska",
+    "avi": "avi",
+    "gif": "gif",
+}
+_IMAGE_FORMATS = {"png": "png_pipe", "jpg": "jpeg_pipe", "jpeg": "jpeg_pipe", "webp": "webp_pipe"}
+VIDEO_EXTENSIONS, IMAGE_EXTENSIONS = tuple(_VIDEO_FORMATS), tuple(_IMAGE_FORMATS)
 _TIME_TOLERANCE_S = 0.002
 """Containers may round time stamps to milliseconds."""
 _LONGEST_HOLD_S = 60.0
@@ -34,24 +45,45 @@ class DecodedClip:
     native_width: int
 
 
-def decode_clip(data: bytes, config: ClipConfig, *, is_image: bool) -> DecodedClip:
+def decode_clip(data: bytes, config: ClipConfig, *, extension: str) -> DecodedClip:
     """Decode, resample to `config.fps` by time, scale and crop. Raises DecodeError with the reason."""
+    longest = 1 if extension in IMAGE_EXTENSIONS else _longest_window(data, config, extension)
+    with _opened(data, extension) as container:
+        return _collect(
+            _shown(container, extension, config.fps),
+            _video_stream(container),
+            lambda height, width: fit_frame(height, width, frames=longest, config=config),
+        )
+
+
+def decode_first_frames(data: bytes, size: tuple[int, int, int], *, fps: float, extension: str) -> Tensor:
+    """The first frames, at most as many as asked for, scaled to cover (frames, height, width) and cropped.
+
+    uint8 `[T, 3, H, W]`; what comes after them is not decoded. Raises DecodeError with the reason.
+    """
+    frames, height, width = size
+    with _opened(data, extension) as container:
+        shown = islice(_shown(container, extension, fps), frames)
+        decoded = _collect(shown, _video_stream(container), lambda h, w: cover_frame(h, w, (height, width)))
+    return decoded.frames_T3HW
+
+
+@contextmanager
+def _opened(data: bytes, extension: str) -> Iterator[InputContainer]:
+    """A file of the kind that its extension names.
+
+    The bytes may not choose the kind: some kinds are scripts that name other files, or sockets.
+    """
+    kind = (_VIDEO_FORMATS | _IMAGE_FORMATS).get(extension)
+    if kind is None:
+        raise DecodeError(f"unknown extension: .{extension} is none of {VIDEO_EXTENSIONS + IMAGE_EXTENSIONS}")
     try:
-        longest = 1 if is_image else _longest_window(data, config)
-        with av.open(BytesIO(data), "r") as container:
-            stream = _video_stream(container)
-            frames = container.decode(stream)
-            if is_image:
-                shown = iter([next(frames)])
-            else:
-                rate = float(stream.average_rate or config.fps)
-                shown = on_screen(_checked(frames), fps=config.fps, default_rate=rate)
-            pixel_aspect = float(stream.sample_aspect_ratio or 1)
-            return _collect(shown, pixel_aspect, frames=longest, config=config)
-    except DecodeError:
-        raise
-    except (av.FFmpegError, StopIteration) as error:
-        raise DecodeError(f"cannot be decoded: {type(error).__name__} {error}".strip()) from error
+        with av.open(BytesIO(data), "r", format=kind, options={"protocol_whitelist": ""}) as container:
+            yield container
+    except av.FFmpegError as error:
+        raise DecodeError(
+            f"cannot be decoded: damaged, or of another kind than .{extension} ({type(error).__name__} {error})"
+        ) from error
 
 
 def _video_stream(container: InputContainer) -> av.VideoStream:
@@ -60,11 +92,20 @@ def _video_stream(container: InputContainer) -> av.VideoStream:
     return container.streams.video[0]
 
 
-def _longest_window(data: bytes, config: ClipConfig) -> int:
+def _shown(container: InputContainer, extension: str, fps: float) -> Iterator[av.VideoFrame]:
+    """The one frame of an image; a video's frames at the rate asked for."""
+    stream = _video_stream(container)
+    frames = container.decode(stream)
+    if extension in IMAGE_EXTENSIONS:
+        return islice(frames, 1)
+    return on_screen(_checked(frames), fps=fps, default_rate=float(stream.average_rate or fps))
+
+
+def _longest_window(data: bytes, config: ClipConfig, extension: str) -> int:
     """Frames of the longest window the clip will give, from its packets' time stamps; the headers may lie."""
-    with av.open(BytesIO(data), "r") as container:
-        stream = _video_stream(container)
-        times = sorted(float(p.pts * (p.time_base or 0)) for p in container.demux(stream) if p.pts is not None)
+    with _opened(data, extension) as container:
+        packets = container.demux(_video_stream(container))
+        times = sorted(float(p.pts * (p.time_base or 0)) for p in packets if p.pts is not None)
     if not times:
         return config.max_frames
     span = times[-1] - times[0]
@@ -112,9 +153,12 @@ def on_screen(frames: Iterator[av.VideoFrame], *, fps: float, default_rate: floa
         ticks += 1
 
 
-def _collect(shown: Iterator[av.VideoFrame], pixel_aspect: float, *, frames: int, config: ClipConfig) -> DecodedClip:
-    """Scale and crop each shown frame; one that is shown again is not converted again."""
-    reformatter = VideoReformatter()
+def _collect(shown: Iterator[av.VideoFrame], stream: av.VideoStream, fit_of: Callable[[int, int], Fit]) -> DecodedClip:
+    """Scale and crop each shown frame; one that is shown again is not converted again.
+
+    `fit_of` says where an upright picture of so many rows and columns of square pixels lands.
+    """
+    reformatter, pixel_aspect = VideoReformatter(), float(stream.sample_aspect_ratio or 1)
     pictures: list[np.ndarray] = []
     fit: Fit | None = None
     native = (0, 0)
@@ -122,11 +166,13 @@ def _collect(shown: Iterator[av.VideoFrame], pixel_aspect: float, *, frames: int
     for frame in shown:
         if fit is None:
             native = (frame.height, frame.width)
-            fit = _fit(frame, pixel_aspect, frames=frames, config=config)
+            fit = _fit(frame, pixel_aspect, fit_of)
         if (frame.height, frame.width) != native:
             raise DecodeError(f"frame size changes: {native[1]}x{native[0]} to {frame.width}x{frame.height}")
         pictures.append(pictures[-1] if frame is previous else _picture(frame, fit, reformatter))
         previous = frame
+    if not pictures:
+        raise DecodeError("no frames")
     stacked_THW3 = torch.from_numpy(np.stack(pictures))
     return DecodedClip(
         frames_T3HW=stacked_THW3.permute(0, 3, 1, 2).contiguous(), native_height=native[0], native_width=native[1]
@@ -137,13 +183,12 @@ def _is_sideways(frame: av.VideoFrame) -> bool:
     return frame.rotation % 180 != 0
 
 
-def _fit(frame: av.VideoFrame, pixel_aspect: float, *, frames: int, config: ClipConfig) -> Fit:
-    """Lattice size of the upright picture with square pixels."""
+def _fit(frame: av.VideoFrame, pixel_aspect: float, fit_of: Callable[[int, int], Fit]) -> Fit:
     height, width = frame.height, round(frame.width * pixel_aspect)
     if _is_sideways(frame):
         height, width = width, height
     try:
-        return fit_frame(height, width, frames=frames, config=config)
+        return fit_of(height, width)
     except ValueError as error:
         raise DecodeError(str(error)) from error
 

@@ -19,7 +19,7 @@ from data.demo_fetch import Unavailable, fetch_package, read_member
 from data.demo_sources import DEMO_FOOTAGE, Footage, attribution_text
 from data.recode import RecodeConfig, Recoded, Shot, Stretch, recode
 from data.scenes import SceneConfig
-from data.shards import write_bytes
+from data.shards import restore_folder, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def make_demo_clips(
     Raises ValueError if footage that is needed cannot be had; goes on without the rest.
     """
     folder = Path(folder)
+    restore_folder(folder)
     standing = _standing(folder)
     _check_replaceable(folder)
     if standing and not standing.missing and standing.content == _content_hash(footage):
@@ -156,7 +157,7 @@ def _make_clips(footage: Footage, data: bytes) -> list[ClipSource]:
 
 
 def _make_still(data: bytes, row: CaptionRow) -> ClipSource:
-    image = Image.open(BytesIO(data)).convert("RGB")
+    image = Image.open(BytesIO(data), formats=["PNG", "JPEG"]).convert("RGB")
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
     png = BytesIO()
     image.save(png, "PNG")

@@ -80,7 +80,7 @@ def fit_frame(height: int, width: int, *, frames: int, config: ClipConfig) -> Fi
     rows, columns = config.cell
     limit = _area_limit(height, width, frames, config)
     ideal = min(1.0, math.sqrt(limit / (height * width)))
-    best: tuple[float, Fit] | None = None
+    best: tuple[float, tuple[int, int]] | None = None
     highest = min(height // rows, math.ceil(height * ideal / rows))
     for h in range(max(1, highest // 2), highest + 1):
         across = h * rows / height * width / columns
@@ -88,15 +88,15 @@ def fit_frame(height: int, width: int, *, frames: int, config: ClipConfig) -> Fi
             size = (h * rows, w * columns)
             if size[1] > width or size[0] * size[1] > limit:
                 continue
-            fit, cost = _cover(height, width, size, ideal)
+            cost = _loss(height, width, size, ideal)
             if best is None or cost < best[0]:
-                best = (cost, fit)
+                best = (cost, size)
     if best is None:
         raise ValueError(
             f"too small: {width} x {height} pixels within {limit} pixels a frame hold no "
             f"multiple of {columns} x {rows} at this aspect ratio"
         )
-    return best[1]
+    return cover_frame(height, width, best[1])
 
 
 def _area_limit(height: int, width: int, frames: int, config: ClipConfig) -> int:
@@ -109,14 +109,19 @@ def _area_limit(height: int, width: int, frames: int, config: ClipConfig) -> int
     return min(limits)
 
 
-def _cover(height: int, width: int, size: tuple[int, int], ideal: float) -> tuple[Fit, float]:
-    """The smallest scaling that covers `size`, and what it loses."""
+def cover_frame(height: int, width: int, size: tuple[int, int]) -> Fit:
+    """The smallest scaling of `height` x `width` square pixels that covers `size`, up or down."""
     scale = max(size[0] / height, size[1] / width)
     scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    return Fit(height=size[0], width=size[1], scaled_height=scaled[0], scaled_width=scaled[1])
+
+
+def _loss(height: int, width: int, size: tuple[int, int], ideal: float) -> float:
+    """What is lost of picture and resolution where `size` is covered."""
+    scale = max(size[0] / height, size[1] / width)
     cropped = 1 - size[0] * size[1] / (height * width * scale**2)
     blurred = max(0.0, 1 - (scale / ideal) ** 2)
-    fit = Fit(height=size[0], width=size[1], scaled_height=scaled[0], scaled_width=scaled[1])
-    return fit, cropped + _RESOLUTION_WEIGHT * blurred
+    return cropped + _RESOLUTION_WEIGHT * blurred
 
 
 def cut_windows(frames: int, config: ClipConfig, *, is_image: bool = False) -> list[tuple[int, int]]:

@@ -59,9 +59,9 @@ class SampleReader:
         try:
             latent_CTHW = safetensors.torch.load(members["latent"])["latent"].float()
             text = {kind: value.float() for kind, value in safetensors.torch.load(members["text"]).items()}
-            meta = json.loads(members["json"])
-        except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise ValueError(f"{where} cannot be read ({error}): encode the clips again") from error
+            captions = json.loads(members["json"])["captions"]
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{where} cannot be read ({error!r}): encode the clips again") from error
         grid = (place["grid_t"], place["grid_h"], place["grid_w"])
         if tuple(latent_CTHW.shape[1:]) != grid:
             raise ValueError(f"{where} has grid {tuple(latent_CTHW.shape[1:])}, the manifest says {grid}: encode again")
@@ -76,7 +76,7 @@ class SampleReader:
             index=row,
             latent_CTHW=latent_CTHW,
             text=text,
-            captions=meta["captions"],
+            captions=captions,
             source=place["source"],
             video_tokens=place["video_tokens"],
             bucket=place["bucket"],

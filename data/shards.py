@@ -94,11 +94,6 @@ class ShardWriter:
         self.count += 1
         return places
 
-    @property
-    def size(self) -> int:
-        """Bytes so far, end marker not counted."""
-        return self._offset
-
     def close(self) -> ShardInfo:
         """Write the end marker and bring the bytes to the disk."""
         self._tar.close()
@@ -122,9 +117,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A scratch folder that becomes `folder` when the block ends well and vanishes when it does not.
 
+    A folder that is replaced stands whole, here or under .NAME.replaced, until the new one is in its place.
     Raises ValueError if `folder` exists, holds something and may not be replaced; OSError with one sentence when the
     disk is full.
     """
+    restore_folder(folder)
     if folder.exists() and not replace and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} exists: give another folder, or delete it first")
     scratch = folder.with_name(folder.name + ".partial")
@@ -133,9 +130,6 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(scratch)
         scratch.mkdir(parents=True)
         yield scratch
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
     except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -144,6 +138,29 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
                 "make room or give another folder, and run the same command again"
             ) from error
         raise
+    _put_in_place(scratch, folder)
+
+
+def restore_folder(folder: Path) -> None:
+    """Undo a replacement that was interrupted: the old folder comes back, or goes where the new one stands."""
+    old = _old(folder)
+    if old.is_dir() and folder.exists():
+        shutil.rmtree(old)
+    elif old.is_dir():
+        old.rename(folder)
+
+
+def _put_in_place(scratch: Path, folder: Path) -> None:
+    if folder.exists():
+        folder.rename(_old(folder))
+    scratch.rename(folder)
+    if _old(folder).exists():
+        shutil.rmtree(_old(folder))
+
+
+def _old(folder: Path) -> Path:
+    # A name that nobody gives to a copy of their own: it is deleted without asking.
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def file_sha256(path: Path) -> str:

@@ -1,12 +1,11 @@
-"""The processes of a run: who this one is, its device and its process groups.
+"""The processes of a run: this one's place among them, its device and its process groups.
 
-The environment is read here and nowhere else in `parallel`.
+The environment is read here and in `launch`, and nowhere else in `parallel`.
 """
 
 import gc
 import json
 import os
-from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -18,38 +17,9 @@ from torch import Tensor
 
 from parallel.cpu_shim import run_megatron_on_cpu
 from parallel.dims import ParallelDims
+from parallel.launch import Launch
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """Which process of how many this is."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-
-    @staticmethod
-    def from_environment() -> "Launch":
-        """As set by torchrun, else by srun, else one process alone.
-
-        Raises:
-            ValueError: srun started several tasks without saying where they meet.
-        """
-        for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
-            if all(name in os.environ for name in names):
-                rank, world_size, local_rank = (int(os.environ[name]) for name in names)
-                break
-        else:
-            rank, world_size, local_rank = 0, 1, 0
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-        if world_size > 1 and missing:
-            raise ValueError(
-                f"{world_size} processes were started, but {' and '.join(missing)} is not set, so they cannot meet; "
-                "start them with torchrun or through slurm/train.sbatch, or export it."
-            )
-        return Launch(rank=rank, world_size=world_size, local_rank=local_rank)
 
 
 class Grid:

@@ -17,6 +17,7 @@ from trainer.batch import Microbatch, build_microbatch
 from trainer.config import TrainConfig
 from trainer.evaluation import EvaluationSet, heldout_set
 from trainer.metrics import Metrics
+from trainer.samples import SampleSet
 from trainer.sampling import latent_size
 
 
@@ -31,6 +32,7 @@ class Run:
     plan: PackPlan
     null_text: Tensor
     heldout: EvaluationSet | None
+    samples: SampleSet | None
     metrics: Metrics
 
     def loader(self, start: Position) -> Loader:

@@ -282,6 +282,8 @@ def newest_checkpoint(root: Path) -> CheckpointReader | None:
 
 
 def prune_checkpoints(root: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints (at least one stays)."""
+    """Delete all but the newest `keep` checkpoints (at least one stays), and what killed saves left."""
+    for unfinished in root.glob("step_*.tmp"):
+        shutil.rmtree(unfinished)
     for step in committed_steps(root)[: -max(keep, 1)]:
         shutil.rmtree(step_folder(root, step))

@@ -41,8 +41,20 @@ class ClipSets:
         if self.is_whole:
             yield from itertools.repeat(self.training)
         while True:
-            training = (clip for clip in read_clips(self.folder, self.clip) if _is_training(clip, self.data))
-            yield from _pools_of(training, self.data.pool_bytes)
+            report = ClipReport()
+            training = (clip for clip in read_clips(self.folder, self.clip, report) if _is_training(clip, self.data))
+            for pool in _pools_of(training, self.data.pool_bytes):
+                self._report(report)
+                yield pool
+            self._report(report)
+
+    def _report(self, later: ClipReport) -> None:
+        """Say what was skipped after the first pool, once."""
+        known = set(self.report.skipped)
+        for item in later.skipped:
+            if item not in known:
+                log.warning("skipped  %s", item)
+                self.report.skipped.append(item)
 
     def batches(self, *, seed: int, skip: int = 0) -> Iterator[Tensor]:
         """uint8 `[B, T, 3, H, W]` without end, after the first `skip`: a pure function of clips, settings and seed."""

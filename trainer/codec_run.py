@@ -76,12 +76,14 @@ def build_optimizers(codec: VideoCodec, config: CodecOptimConfig) -> list[torch.
     return [adamw, muon]
 
 
-def train(run: CodecRun) -> str | None:
+def train(run: CodecRun, stop: StopRequest) -> str | None:
     """Train to the last step, or until a signal asks to stop; returns the signal's name then, with all saved."""
-    config, stop, pace = run.config.run, StopRequest(), Pace(run)
+    config, pace = run.config.run, Pace(run)
     batches = run.sets.batches(seed=run.config.seed, skip=run.step)
     while run.step < config.steps:
         pace.report(train_step(run, batches))
+        if run.metrics.failure:
+            raise ValueError(run.metrics.failure)
         last = run.step == config.steps
         if not last and _is_due(config.evaluate_every, run.step):
             evaluate(run)

@@ -17,6 +17,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from parallel.launch import Launch
+
 T = TypeVar("T")
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -140,11 +142,11 @@ def _leave(sentence: str, code: int) -> NoReturn:
     Rank 0 speaks for all. The others wait for it: a launcher that sees any rank end kills the rest, and the sentence
     with them. One that is left alive has a reason of its own, such as a node without the shards.
     """
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
+    rank = Launch.named().rank
+    if rank != 0:
         time.sleep(_PATIENCE_S)
         sentence = f"rank {rank}: {sentence}"
-    print(sentence, file=sys.stderr)
+    logging.getLogger(__name__).error(sentence)
     sys.exit(code)
 
 

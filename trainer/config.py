@@ -37,7 +37,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long a run is and how often it reports. A period of 0 means never."""
+    """How long a run is and how often it does what. A period of 0 means never."""
 
     steps: int
     log_every: int = 10
@@ -47,11 +47,17 @@ class LoopConfig:
     sample_every: int = 0
     ema_half_life_fraction: float = 0.03
     """Half-life of the weight average, as a fraction of the steps taken so far (Karras et al. 2024, sec. 3)."""
-    threads_per_rank: int = 1
+    threads_per_rank: int | None = None
+    """CPU threads; None leaves what the launcher or OMP_NUM_THREADS says, else one for each core."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"run.steps={self.steps} must be at least 1")
+        for name in ("log_every", "checkpoint_every", "evaluate_every", "sample_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"run.{name}={getattr(self, name)} must be a number of steps, or 0 for never")
+        if self.threads_per_rank is not None and self.threads_per_rank < 1:
+            raise ValueError(f"run.threads_per_rank={self.threads_per_rank} must be at least 1, or null")
         if self.ema_half_life_fraction <= 0:
             raise ValueError(f"run.ema_half_life_fraction={self.ema_half_life_fraction} must be above 0")
 
@@ -106,15 +112,16 @@ class TrainConfig:
         return Path(self.folder)
 
     def __post_init__(self) -> None:
-        if self.data.packs_per_step < 1 or not self.name:
+        if not self.name:
             raise ValueError(f"name={self.name!r} must not be empty")
 
     def defining(self) -> dict[str, Any]:
-        """The settings that decide a run's numbers; a resume under others is refused."""
+        """The settings that decide a run's numbers (its length bends the schedule); others at resume are refused."""
         plain = asdict(self)
         kept = {key: plain[key] for key in ("seed", "model", "flow", "optim", "schedule", "data")}
         for movable in ("folder", "codec", "prefetch_steps"):
             del kept["data"][movable]
+        kept["run"] = {name: plain["run"][name] for name in ("steps", "ema_half_life_fraction")}
         return _flat(kept)
 
 

@@ -26,11 +26,13 @@ from data.latents import EncodedSample, LatentConfig, LatentWriter
 from data.lattice import ClipConfig
 from data.manifest import FILE_NAME, Manifest
 from data.report import ClipReport
-from data.shards import new_folder, write_bytes
+from data.shards import new_folder, restore_folder, write_bytes
 from data.split import split_of
 from model.codec import codec_identity, load_codec
 from model.text import TextConfig, TextEncoder
+from parallel.launch import Launch
 from trainer.compose import to_dataclass, user_errors
+from trainer.device import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,9 @@ class Encoders:
 
 def run(config: EncodeConfig) -> Manifest | None:
     """Encode, or say why there is nothing to do. Returns the manifest, None on a dry run."""
+    Launch.require_single("trainer.encode")
     clip_shards(config.clips)
+    restore_folder(Path(config.folder))
     encoders = load_encoders(config)
     inputs = inputs_hash(config, encoders)
     standing = standing_manifest(config, inputs)
@@ -115,8 +119,7 @@ def run(config: EncodeConfig) -> Manifest | None:
 
 def load_encoders(config: EncodeConfig) -> Encoders:
     """Codec and text encoder from their folders; ValueError where the codec's strides are not the clips'."""
-    chosen = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(chosen)
+    device = choose_device(config.device)
     codec = load_codec(Path(config.codec)).to(device).eval()
     if tuple(codec.strides) != tuple(config.clip.strides):
         raise ValueError(

@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 
 from data.manifest import Manifest
 from model.codec import codec_identity
+from parallel.launch import Launch
 from trainer.compose import to_dataclass, user_errors
-from trainer.config import TrainConfig
 from trainer.evaluation import (
     MIN_SOURCES,
     EvaluationSet,
@@ -28,7 +28,7 @@ from trainer.evaluation import (
     heldout_set,
     paired_interval,
 )
-from trainer.inference import Predictor, load_for_inference
+from trainer.inference import Predictor, TrainedModel, load_for_inference
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ class EvaluateConfig:
     levels: int = 8
     permutations: int = 5
     """Ways of giving every clip another source's caption; their losses are averaged."""
-    threads: int = 2
+    threads: int | None = None
+    """CPU threads; None leaves what OMP_NUM_THREADS says, else one for each core."""
 
     def __post_init__(self) -> None:
         if self.permutations < 1:
@@ -53,10 +54,12 @@ class EvaluateConfig:
 
 
 def run(config: EvaluateConfig) -> None:
-    torch.set_num_threads(config.threads)
+    Launch.require_single("trainer.evaluate")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     folder = Path(config.run)
-    dit, trained, step = load_for_inference(folder, step=config.step, use_ema=config.use_ema)
-    heldout = open_heldout(config, trained)
+    model = load_for_inference(folder, step=config.step, use_ema=config.use_ema)
+    heldout = open_heldout(config, model)
     sources = [sample.source for sample in heldout.samples]
     if len(set(sources)) < MIN_SOURCES:
         raise ValueError(
@@ -64,14 +67,14 @@ def run(config: EvaluateConfig) -> None:
             f"{MIN_SOURCES}: encode with a larger heldout_fraction, or raise max_samples={config.max_samples}"
         )
     permutations = captions_of_others(sources, count=config.permutations)
-    predict = Predictor(dit)
+    predict = Predictor(model.dit)
     own = heldout_loss(predict, heldout)
     others = [heldout_loss(predict, heldout, text_of=text_of).loss_SV for text_of in permutations]
     difference_SV = np.mean(others, axis=0) - own.loss_SV
     difference_S = difference_SV.mean(1)
     interval = paired_interval(difference_S, sources)
     report = {
-        "step": step,
+        "step": model.step,
         "samples": len(sources),
         "sources": len(set(sources)),
         "heldout_loss": own.loss,
@@ -86,7 +89,7 @@ def run(config: EvaluateConfig) -> None:
     scratch.replace(folder / "captions.json")
     log.info(
         "step %d: held-out loss %.4f (%.3f of the zero predictor's) on %d clips of %d sources",
-        *(step, own.loss, own.ratio_to_zero, len(sources), len(set(sources))),
+        *(model.step, own.loss, own.ratio_to_zero, len(sources), len(set(sources))),
     )
     log.info(
         "another source's caption raises it by %+.4f (95 %% interval %+.4f to %+.4f)",
@@ -99,10 +102,12 @@ def _by_level(heldout: EvaluationSet, values_SV: np.ndarray) -> dict[str, float]
     return dict(zip((f"{level:g}" for level in heldout.levels), means, strict=True))
 
 
-def open_heldout(config: EvaluateConfig, trained: TrainConfig) -> EvaluationSet:
+def open_heldout(config: EvaluateConfig, model: TrainedModel) -> EvaluationSet:
     """The held-out clips; refuses shards that this model cannot read."""
+    trained = model.config
     manifest = Manifest.read(config.shards or trained.data.folder)
-    manifest.require_identity(codec=codec_identity(trained.data.codec), patch_size=trained.model.patch_size)
+    codec = model.state.get("codec") or codec_identity(trained.data.codec)
+    manifest.require_identity(codec=codec, text=model.state.get("text"), patch_size=trained.model.patch_size)
     if manifest.identity.text_dim != trained.model.text_dim:
         raise ValueError(
             f"{manifest.folder} holds captions embedded in {manifest.identity.text_dim} values, but the model reads "

@@ -1,6 +1,8 @@
 """A trained model out of a run folder, on one device and without any engine."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -12,10 +14,28 @@ from trainer.compose import to_dataclass
 from trainer.config import TrainConfig
 
 
-def load_for_inference(
-    run_folder: Path, *, step: int | None = None, use_ema: bool = True
-) -> tuple[VideoDiT, TrainConfig, int]:
-    """The DiT of a run (averaged weights unless `use_ema` is off), its config and its step.
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A DiT, and what its checkpoint says of it."""
+
+    dit: VideoDiT
+    config: TrainConfig
+    step: int
+    state: dict[str, Any]
+    """`codec` and `text` name what its latents and captions were made by; checkpoints of old lack them."""
+
+    def require(self, what: Literal["codec", "text"], identity: str, *, given: str) -> None:
+        """ValueError where `given`, a codec or a text encoder, is not the one of training."""
+        trained_with = self.state.get(what)
+        if trained_with is not None and trained_with != identity:
+            raise ValueError(
+                f"{given} is not the one this model was trained with ({identity[:12]}, not {trained_with[:12]}): "
+                "give the one that its clips were encoded with"
+            )
+
+
+def load_for_inference(run_folder: Path, *, step: int | None = None, use_ema: bool = True) -> TrainedModel:
+    """The DiT of a run (averaged weights unless `use_ema` is off), its config, its step and its state.
 
     Raises:
         ValueError: no such run or checkpoint; the message says which there are.
@@ -34,7 +54,9 @@ def load_for_inference(
             f"has {wanted.get(wrong[0])}: it was saved from another model, so load it with the version that saved it"
         )
     dit.load_state_dict({name: reader.tensor(kind, name) for name in wanted}, assign=True)
-    return dit.eval().requires_grad_(False), config, int(reader.state["step"])
+    return TrainedModel(
+        dit=dit.eval().requires_grad_(False), config=config, step=int(reader.state["step"]), state=reader.state
+    )
 
 
 def _open_checkpoint(root: Path, step: int | None) -> CheckpointReader:

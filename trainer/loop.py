@@ -6,11 +6,11 @@ from typing import Any
 
 from data.loader import Loader, StepData
 from data.pack import Position
+from parallel.engine import StepResult
 from trainer.build import Run
 from trainer.checkpoint import prune_checkpoints, write_checkpoint
 from trainer.compose import to_yaml
 from trainer.evaluation import heldout_loss
-from trainer.metrics import Throughput
 from trainer.samples import write_samples
 from trainer.schedule import learning_rate
 from trainer.signals import EXIT_STOPPED, StopRequest
@@ -36,6 +36,7 @@ class Progress:
 def train(run: Run, progress: Progress, stop: StopRequest) -> int:
     """Train to the last step or until asked to stop; returns the process's exit code."""
     steps, pace = run.config.run.steps, Pace(run)
+    refuse_together(run)
     if progress.step == 0:  # a checkpoint is saved after its step was observed
         observe(run, progress)
     with run.loader(progress.position) as loader:
@@ -57,20 +58,27 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
             observe(run, progress)
             if run.grid.any(stop.signal_name is not None) and progress.step < steps:
                 return leave(run, progress, stop.signal_name or "another rank's signal")
+    refuse_together(run)
     return 0
 
 
 def fetch(run: Run, loader: Loader) -> StepData:
-    """The next step's packs. What one rank cannot read, all ranks refuse: none is left waiting for it."""
+    """The next step's packs."""
     batch, failure = None, None
     try:
         batch = next(loader)
     except ValueError as error:
         failure = str(error)
-    if run.grid.any(failure is not None):
-        raise ValueError(next(text for text in run.grid.gather_objects(failure) if text))
+    refuse_together(run, failure)
     assert batch is not None
     return batch
+
+
+def refuse_together(run: Run, failure: str | None = None) -> None:
+    """ValueError on all ranks where one cannot read its data or write its record: none is left waiting for it."""
+    failure = failure or run.metrics.failure
+    if run.grid.any(failure is not None):
+        raise ValueError(next(text for text in run.grid.gather_objects(failure) if text))
 
 
 def not_finite(step: int, batch: StepData) -> str:
@@ -94,7 +102,7 @@ def observe(run: Run, progress: Progress) -> None:
     if due(cadence.evaluate_every, step, last):
         evaluate(run, progress)
     if due(cadence.sample_every, step, last):
-        write_samples(run, step)
+        sample(run, step)
     if step and due(cadence.checkpoint_every, step, last):
         save(run, progress)
 
@@ -124,11 +132,21 @@ def evaluate(run: Run, progress: Progress) -> None:
         "flops": progress.flops,
     }
     for level, loss in zip(run.heldout.levels, table.loss_SV.mean(0), strict=True):
-        row[f"heldout/loss_t{level:.2f}"] = float(loss)
+        row[f"heldout/loss_t{level:g}"] = float(loss)
     run.metrics.write(progress.step, row)
     run.metrics.say(
         f"step {progress.step}: held-out loss {table.loss:.4f}, {table.ratio_to_zero:.3f} of the zero predictor's"
     )
+
+
+def sample(run: Run, step: int) -> None:
+    """A sheet of the run's prompts."""
+    if run.samples is None:
+        return
+    path = run.config.path / "samples" / f"step_{step:08d}.png"
+    write_samples(run.samples, engine=run.engine, grid=run.grid, metrics=run.metrics, step=step, path=path)
+    run.metrics.write_sheet(step, path, caption=f"step {step}")
+    run.metrics.say(f"step {step}: samples in {path}")
 
 
 def save(run: Run, progress: Progress) -> None:
@@ -138,6 +156,8 @@ def save(run: Run, progress: Progress) -> None:
         **vars(progress),
         "adam_steps": run.engine.adam_steps,
         "manifest": run.manifest.hash,
+        "codec": run.manifest.identity.codec,
+        "text": run.manifest.identity.text,
         "settings": run.config.defining(),
     }
     write_checkpoint(
@@ -149,7 +169,8 @@ def save(run: Run, progress: Progress) -> None:
         gather=run.grid.gather_objects,
     )
     if run.grid.rank == 0:
-        prune_checkpoints(root, run.config.run.keep_checkpoints)
+        with run.metrics.guarded(root):
+            prune_checkpoints(root, run.config.run.keep_checkpoints)
     run.grid.barrier()
 
 
@@ -165,27 +186,26 @@ def leave(run: Run, progress: Progress, reason: str) -> int:
 
 
 class Pace:
-    """Where a step's time goes, and the line that says so."""
+    """Where a step's time goes, and the line that says so. Evaluation, samples and saves are not part of it."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.seconds: dict[str, float] = {}
-        self.throughput = Throughput()
-        self.started = time.perf_counter()
-        self.first_step: int | None = None
+        self.seconds = {"data": 0.0, "step": 0.0}
+        self.tokens, self.steps = 0, 0
+        self.total_s, self.total_steps = 0.0, 0
 
     def measured(self, part: str) -> "Measured":
         return Measured(self.seconds, part)
 
-    def report(self, progress: Progress, batch: Any, result: Any, rate: float) -> None:
+    def report(self, progress: Progress, batch: StepData, result: StepResult, rate: float) -> None:
         """Write a row every `log_every` steps: rates are over the steps since the last row."""
-        self.throughput.tokens += batch.video_tokens
-        cadence = self.run.config.run
-        self.first_step = self.first_step if self.first_step is not None else progress.step - 1
-        if progress.step % cadence.log_every and progress.step != cadence.steps:
+        self.tokens += batch.video_tokens
+        self.steps += 1
+        steps = self.run.config.run.steps
+        if not due(self.run.config.run.log_every, progress.step, last=progress.step == steps):
             return
         elapsed = sum(self.seconds.values())
-        tokens_per_s = self.throughput.take()
+        self.total_s, self.total_steps = self.total_s + elapsed, self.total_steps + self.steps
         row = {
             "loss": result.loss,
             "grad_norm": result.grad_norm,
@@ -193,19 +213,20 @@ class Pace:
             "tokens": progress.tokens,
             "flops": progress.flops,
             "epoch": progress.epoch,
-            "tokens_per_s": round(tokens_per_s, 1),
-            "data_wait": round(self.seconds.get("data", 0.0) / max(elapsed, 1e-9), 4),
+            "tokens_per_s": round(self.tokens / elapsed, 1),
+            "s_per_step": round(elapsed / self.steps, 4),
+            "data_wait": round(self.seconds["data"] / elapsed, 4),
             "fill": round(batch.video_tokens / batch.token_budget, 4),
         }
-        self.seconds.clear()
         self.run.metrics.write(progress.step, row)
-        per_step = (time.perf_counter() - self.started) / (progress.step - self.first_step)
-        left = per_step * (cadence.steps - progress.step)
+        left_s = self.total_s / self.total_steps * (steps - progress.step)
         self.run.metrics.say(
-            f"step {progress.step}/{cadence.steps}  loss {result.loss:.4f}  norm {result.grad_norm:.3f}  "
-            f"lr {rate:.2e}  {tokens_per_s:,.0f} tokens/s  {per_step:.2f} s/step  "
-            f"fill {row['fill']:.2f}  left {left / 60:.1f} min"
+            f"step {progress.step}/{steps}  loss {result.loss:.4f}  norm {result.grad_norm:.3f}  "
+            f"lr {rate:.2e}  {row['tokens_per_s']:,.0f} tokens/s  {row['s_per_step']:.2f} s/step  "
+            f"fill {row['fill']:.2f}  left {left_s / 60:.1f} min"
         )
+        self.seconds.update(data=0.0, step=0.0)
+        self.tokens, self.steps = 0, 0
 
 
 class Measured:
@@ -218,4 +239,4 @@ class Measured:
         self.start = time.perf_counter()
 
     def __exit__(self, *exc: object) -> None:
-        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + time.perf_counter() - self.start
+        self.seconds[self.part] += time.perf_counter() - self.start

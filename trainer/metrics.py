@@ -1,14 +1,18 @@
-"""What a run says about itself: `metrics.jsonl` (the durable record), W&B (a mirror) and the console."""
+"""What a run says about itself: `metrics.jsonl` (the durable record), W&B (a mirror), the console and `log.txt`."""
 
+import errno
 import json
 import logging
 import math
 import os
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import IO, Any, Literal
 
 import wandb
 
@@ -27,43 +31,66 @@ class WandbConfig:
     tags: tuple[str, ...] = ()
 
 
-@dataclass
-class Throughput:
-    """Tokens and seconds since the last report."""
-
-    tokens: int = 0
-    since: float = field(default_factory=time.perf_counter)
-
-    def take(self) -> float:
-        """Tokens per second since the last call."""
-        now = time.perf_counter()
-        rate = self.tokens / max(now - self.since, 1e-9)
-        self.tokens, self.since = 0, now
-        return rate
-
-
 class Metrics:
-    """The one place that knows which rank speaks: on any other rank every method does nothing."""
+    """The one place that knows which rank speaks: on any other rank every method does nothing.
 
-    def __init__(self, folder: Path, *, speaks: bool, resume_step: int) -> None:
-        self._file: Any = None
-        self._wandb: Any = None
-        self._folder = folder
+    What is logged from here on also goes to `log.txt`, with the time. A file that cannot be written does not raise,
+    since the other ranks would be left waiting: `failure` says so, for all ranks to refuse together.
+    """
+
+    def __init__(self, folder: Path, *, speaks: bool, resume_step: int, config_yaml: str) -> None:
+        self.failure: str | None = None
+        self.exit_code = 0
         self.speaks = speaks
+        self._folder = folder
+        self._file: IO[str] | None = None
+        self._log: logging.Handler | None = None
+        self._wandb: Any = None
         if speaks:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "metrics.jsonl"
-            _drop_rows_after(path, resume_step)
-            self._file = path.open("a", encoding="utf-8")
+            with self.guarded(folder):
+                self._open(resume_step, config_yaml)
+
+    def _open(self, resume_step: int, config_yaml: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / "metrics.jsonl"
+        _drop_rows_after(path, resume_step)
+        (self._folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._log = logging.FileHandler(self._folder / "log.txt", encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger().addHandler(self._log)
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._log is not None:
+            # The console hears of it from whoever ends the process.
+            self._log.handle(logging.makeLogRecord({"msg": f"error: {error}", "levelno": logging.ERROR}))
+        self.close(self.exit_code if error is None else 1)
+
+    @contextmanager
+    def guarded(self, path: Path) -> Iterator[None]:
+        """Inside, an operating-system error while writing `path` becomes `failure`."""
+        try:
+            yield
+        except OSError as error:
+            why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+            self.failure = self.failure or (
+                f"{path} could not be written ({why}); the last checkpoint stands, so free space or repair the disk "
+                "and start the same command again"
+            )
 
     def start_wandb(self, config: WandbConfig, *, name: str, settings: dict[str, Any]) -> None:
         """Open the W&B run of this folder; its id is kept there, so that a resumed run is the same run."""
-        if not self.speaks or config.mode == "disabled":
+        if self._file is None or config.mode == "disabled":
             return
         id_file = self._folder / "wandb_id"
-        if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:12])
         try:
+            if not id_file.exists():
+                id_file.write_text(uuid.uuid4().hex[:12])
             self._wandb = wandb.init(
                 project=config.project,
                 entity=config.entity,
@@ -86,17 +113,18 @@ class Metrics:
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         """One row of numbers: to the file at once, to W&B when it listens."""
-        if not self.speaks:
+        if self._file is None:
             return
-        clean = {key: value for key, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n")
-        self._file.flush()
+        clean = {key: value for key, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
+        with self.guarded(Path(self._file.name)):
+            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n")
+            self._file.flush()
         if self._wandb is not None:
             self._wandb.log({"step": step, **clean})
 
     def write_sheet(self, step: int, path: Path, caption: str) -> None:
         """Show a picture of samples in W&B; the file itself stays in the run folder."""
-        if self._wandb is not None:
+        if self._wandb is not None and path.is_file():
             self._wandb.log({"step": step, "samples": wandb.Image(str(path), caption=caption)})
 
     def say(self, text: str) -> None:
@@ -105,7 +133,11 @@ class Metrics:
 
     def close(self, exit_code: int = 0) -> None:
         if self._file is not None:
-            self._file.close()
+            with self.guarded(Path(self._file.name)):
+                self._file.close()
+        if self._log is not None:
+            logging.getLogger().removeHandler(self._log)
+            self._log.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=exit_code)
 
@@ -125,10 +157,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
-    """Rows past the checkpoint that a run resumes from are written again, so they go first."""
+    """Rows past the checkpoint that a run resumes from are written again, so they go first; from 0 on, all are."""
     if not path.exists():
         return
-    rows = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    rows = [row for row in read_metrics(path.parent) if row["step"] <= step] if step else []
     scratch = path.with_suffix(".tmp")
     scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     os.replace(scratch, path)

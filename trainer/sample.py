@@ -16,18 +16,18 @@ import torch
 from einops import rearrange
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.nn.functional import interpolate as resize
 
-from data.decode import IMAGE_EXTENSIONS, DecodeError, decode_clip
-from data.lattice import ClipConfig
+from data.decode import DecodeError, decode_first_frames
 from diffusion.guidance import Guidance
 from diffusion.sampler import KnownFrames
-from model.codec import load_codec
+from model.codec import codec_identity, load_codec
 from model.codec_interface import VideoCodec
 from model.text import TextEncoder
+from parallel.launch import Launch
 from trainer.batch import count_tokens
 from trainer.compose import to_dataclass, user_errors
 from trainer.config import TrainConfig
+from trainer.device import choose_device
 from trainer.inference import Predictor, load_for_inference
 from trainer.media import SheetBlock, SheetRow, to_frames, write_gif, write_moving_sheet, write_mp4, write_sheet
 from trainer.sampling import SamplerConfig, SampleRequest, latent_size, sample_videos
@@ -66,9 +66,10 @@ class SampleConfig:
     """How far the source is taken to noise first: near 0 keeps it, 1 forgets it."""
     attribution: str | None = None
     """Written under every sheet."""
-    device: str | None = None
+    device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    threads: int = 2
+    threads: int | None = None
+    """CPU threads; None leaves what OMP_NUM_THREADS says, else one for each core."""
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -100,15 +101,20 @@ class Given:
 
 def run(config: SampleConfig) -> None:
     """Load a run, sample, write everything."""
-    torch.set_num_threads(config.threads)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dit, trained, step = load_for_inference(Path(config.run), step=config.step, use_ema=config.use_ema)
-    codec = load_codec(Path(config.codec or trained.data.codec)).to(device).eval()
+    Launch.require_single("trainer.sample")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    model = load_for_inference(Path(config.run), step=config.step, use_ema=config.use_ema)
+    trained, codec_folder = model.config, Path(config.codec or model.config.data.codec)
+    codec = load_codec(codec_folder).to(device).eval()
+    model.require("codec", codec_identity(codec_folder), given=f"codec={codec_folder}")
     size = video_size(config, trained)
     patch_size = trained.model.patch_size
     grid = latent_size(size, strides=codec.strides, patch_size=patch_size)
     given = read_given(config, codec, size)
     encoder = TextEncoder(trained.text, device=device)
+    model.require("text", encoder.identity(), given=f"the text encoder of {config.run}")
     requests = [
         SampleRequest(
             text_nE=text_nE,
@@ -122,7 +128,7 @@ def run(config: SampleConfig) -> None:
     ]
     log.info("%s: %d of %d x %d x %d, %d steps", given.title, len(requests), *size, config.steps)
     latents = sample_videos(
-        Predictor(dit.to(device, getattr(torch, config.dtype))),
+        Predictor(model.dit.to(device, getattr(torch, config.dtype))),
         requests,
         sampler=SamplerConfig(
             steps=config.steps,
@@ -136,7 +142,7 @@ def run(config: SampleConfig) -> None:
     )
     with torch.inference_mode():
         videos = [to_frames(codec.to_video(latent_CTHW[None].to(device))[0]) for latent_CTHW in latents]
-    title = f"{given.title}, step {step}"
+    title = f"{given.title}, step {model.step}"
     write_videos(config, videos, given, title=title, footer=config.attribution or trained.samples.attribution)
 
 
@@ -164,25 +170,17 @@ def read_given(config: SampleConfig, codec: VideoCodec, size: tuple[int, int, in
 
 def read_frames(path: Path, size: tuple[int, int, int], *, fps: float) -> Tensor:
     """The first frames of a clip (or an image) scaled to cover (frames, height, width), cropped around the middle."""
-    frames, height, width = size
-    reading = ClipConfig(fps=fps, min_frames=1, max_frames=frames)
-    is_image = path.suffix.lstrip(".").lower() in IMAGE_EXTENSIONS
+    extension = path.suffix.removeprefix(".").lower()
     try:
-        clip_T3HW = decode_clip(path.read_bytes(), reading, is_image=is_image).frames_T3HW
+        frames_T3HW = decode_first_frames(path.read_bytes(), size, fps=fps, extension=extension)
     except DecodeError as error:
         raise ValueError(f"{path}: {error}") from error
-    if len(clip_T3HW) < frames:
+    if len(frames_T3HW) < size[0]:
         raise ValueError(
-            f"{path} has {len(clip_T3HW)} frames at {fps:g} frames/s, but {frames} are asked for: "
+            f"{path} has {len(frames_T3HW)} frames at {fps:g} frames/s, but {size[0]} are asked for: "
             "give a longer clip, a lower frames= or a higher fps="
         )
-    pixels_T3HW = clip_T3HW[:frames].float()
-    scale = max(height / pixels_T3HW.shape[2], width / pixels_T3HW.shape[3])
-    covering = [max(need, round(have * scale)) for need, have in zip((height, width), pixels_T3HW.shape[2:])]
-    pixels_T3HW = resize(pixels_T3HW, size=covering, mode="bicubic", antialias=True)
-    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
-    cropped = pixels_T3HW[:, :, top : top + height, left : left + width]
-    return cropped.clamp(0, 255).round().to(torch.uint8)
+    return frames_T3HW
 
 
 @torch.inference_mode()

@@ -15,13 +15,15 @@ from omegaconf import DictConfig
 from data.manifest import Manifest
 from data.pack import PackPlan
 from model.flops import parameter_count
-from parallel.runtime import Grid, Launch
+from parallel.launch import Launch
+from parallel.runtime import Grid
 from trainer.build import Run, build_engine, heldout_of, open_shards
 from trainer.checkpoint import CheckpointReader, newest_checkpoint
-from trainer.compose import to_dataclass, user_errors
+from trainer.compose import to_dataclass, to_yaml, user_errors
 from trainer.config import TrainConfig, differences
 from trainer.loop import Progress, train
 from trainer.metrics import Metrics
+from trainer.samples import sample_set
 from trainer.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,8 @@ def run(config: TrainConfig) -> int:
     speaks = launch.rank == 0
     if not speaks:
         logging.getLogger().setLevel(logging.ERROR)
-    torch.set_num_threads(config.run.threads_per_rank)
+    if config.run.threads_per_rank is not None:
+        torch.set_num_threads(config.run.threads_per_rank)
     manifest, plan = open_shards(config)
     for line in plan_lines(config, manifest, plan, launch.world_size):
         log.info(line)
@@ -76,17 +79,22 @@ def run(config: TrainConfig) -> int:
     reader = newest_checkpoint(config.path / "checkpoints")
     progress = Progress() if reader is None else resume(config, reader, manifest)
     if progress.step >= config.run.steps:
-        log.info("step %d of %d is done; raise run.steps to go on", progress.step, config.run.steps)
+        log.info(
+            "step %d of %d is done; to go on, raise run.steps with allow_changes=true: the schedule is stretched to it",
+            progress.step,
+            config.run.steps,
+        )
         return 0
     with StopRequest(speaks=speaks) as stop, Grid(config.parallel) as grid, build_engine(config, grid) as engine:
+        agree_on_step(grid, progress.step, config)
         if reader is not None:
             engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
             log.info("resumed from %s", reader.folder)
         heldout = heldout_of(config, manifest)
-        metrics = Metrics(config.path, speaks=speaks, resume_step=progress.step)
-        metrics.start_wandb(config.wandb, name=config.name, settings=config.defining())
-        code = train(
-            Run(
+        samples = sample_set(config, manifest, tensor_size=grid.tensor_size)
+        with Metrics(config.path, speaks=speaks, resume_step=progress.step, config_yaml=to_yaml(config)) as metrics:
+            metrics.start_wandb(config.wandb, name=config.name, settings=config.defining())
+            parts = Run(
                 config=config,
                 grid=grid,
                 engine=engine,
@@ -94,13 +102,21 @@ def run(config: TrainConfig) -> int:
                 plan=plan,
                 null_text=manifest.null_text(),
                 heldout=heldout,
+                samples=samples,
                 metrics=metrics,
-            ),
-            progress,
-            stop,
+            )
+            metrics.exit_code = train(parts, progress, stop)
+            return metrics.exit_code
+
+
+def agree_on_step(grid: Grid, step: int, config: TrainConfig) -> None:
+    """ValueError where ranks found different checkpoints, as on nodes whose disks are not shared."""
+    steps = grid.gather_objects(step)
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"ranks found different checkpoints in {config.path / 'checkpoints'} (steps {sorted(set(steps))}): "
+            "give a folder= that all nodes share"
         )
-        metrics.close(code)
-    return code
 
 
 @user_errors

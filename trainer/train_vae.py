@@ -12,6 +12,7 @@ import logging
 import shutil
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from data.clips import clip_shards, clip_shards_identity, count_clips
 from model.codec import CODEC_FILES, build_codec, codec_identity, save_codec
 from model.codec_patch import PatchCodec
 from model.perceptual import load_perceptual
+from parallel.launch import Launch
 from trainer.checkpoint import newest_checkpoint
 from trainer.codec_clips import read_sets, to_video, videos_of
 from trainer.codec_config import TrainVaeConfig
@@ -42,8 +44,9 @@ from trainer.codec_quality import (
 )
 from trainer.codec_run import CodecRun, build_optimizers, checkpoint_root, load_checkpoint, train
 from trainer.compose import to_dataclass, to_yaml, user_errors
+from trainer.device import choose_device
 from trainer.metrics import Metrics
-from trainer.signals import EXIT_STOPPED
+from trainer.signals import EXIT_STOPPED, StopRequest
 
 log = logging.getLogger(__name__)
 METRICS, SHEET, RUN_CONFIG = "metrics.json", "reconstructions.png", "config.yaml"
@@ -52,10 +55,9 @@ BEFORE = "codec before training"
 
 def run(config: TrainVaeConfig) -> int:
     """Train, or say why there is nothing to do; returns the exit code."""
+    Launch.require_single("trainer.train_vae")
     clips = clip_shards_identity(config.clips)
-    if config.replace:
-        _forget(config.path)
-    if _stands(config, clips):
+    if not config.replace and _stands(config, clips):
         log.info("%s stands: codec %s; nothing to do", config.folder, codec_identity(config.folder))
         return 0
     if config.dry_run:
@@ -65,19 +67,16 @@ def run(config: TrainVaeConfig) -> int:
             "would train on %s (%s) for %d steps into %s", config.clips, described, config.run.steps, config.folder
         )
         return 0
-    try:
+    with StopRequest() as stop:
         job = prepare(config, clips)
-    except KeyboardInterrupt:
-        log.info("stopped before the first step; the same command starts again")
-        return EXIT_STOPPED
-    signal_name = train(job)
-    if signal_name is not None:
-        log.info("stopped by %s at step %d, all saved; the same command goes on", signal_name, job.step)
-        job.metrics.close(EXIT_STOPPED)
-        return EXIT_STOPPED
-    finish(job)
-    job.metrics.close()
-    return 0
+        with job.metrics:
+            signal_name = train(job, stop)
+            if signal_name is not None:
+                log.info("stopped by %s at step %d, all saved; the same command goes on", signal_name, job.step)
+                job.metrics.exit_code = EXIT_STOPPED
+            else:
+                finish(job)
+    return job.metrics.exit_code
 
 
 def prepare(config: TrainVaeConfig, clips: str) -> CodecRun:
@@ -85,9 +84,9 @@ def prepare(config: TrainVaeConfig, clips: str) -> CodecRun:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     torch.manual_seed(config.seed)
-    device = torch.device(_device(config.run.device))
+    device = choose_device(config.run.device)
     features = load_perceptual(config.loss.features).to(device) if config.loss.features else None
-    reader = newest_checkpoint(checkpoint_root(config.path))
+    reader = None if config.replace else newest_checkpoint(checkpoint_root(config.path))
     if reader is not None:
         _check_same(config, reader.state, clips)
     sets = read_sets(config.clips, config.clip, config.data)
@@ -95,22 +94,28 @@ def prepare(config: TrainVaeConfig, clips: str) -> CodecRun:
         log.info(line)
     log.info("%d training and %d held-out windows", len(sets.training), len(sets.heldout))
     codec = build_codec(config.codec).to(device)
-    job = CodecRun(
-        config=config,
-        codec=codec,
-        optimizers=build_optimizers(codec, config.optim),
-        sets=sets,
-        metrics=Metrics(config.path, speaks=True, resume_step=reader.state["step"] if reader else 0),
-        device=device,
-        features=features,
-    )
-    job.metrics.start_wandb(config.wandb, name=config.path.name, settings=config.defining())
-    (config.path / RUN_CONFIG).write_text(to_yaml(config), encoding="utf-8")
-    if reader is not None:
-        load_checkpoint(job, reader)
-        log.info("going on from step %d of %d", job.step, config.run.steps)
-        return job
-    job.facts = facts_before(job, clips)
+    if config.replace:
+        _forget(config.path)
+    step = reader.state["step"] if reader else 0
+    with ExitStack() as until_ready:
+        metrics = Metrics(config.path, speaks=True, resume_step=step, config_yaml=to_yaml(config))
+        until_ready.enter_context(metrics)
+        metrics.start_wandb(config.wandb, name=config.path.name, settings=config.defining())
+        job = CodecRun(
+            config=config,
+            codec=codec,
+            optimizers=build_optimizers(codec, config.optim),
+            sets=sets,
+            metrics=metrics,
+            device=device,
+            features=features,
+        )
+        if reader is not None:
+            load_checkpoint(job, reader)
+            log.info("going on from step %d of %d", job.step, config.run.steps)
+        else:
+            job.facts = facts_before(job, clips)
+        until_ready.pop_all()
     return job
 
 
@@ -222,14 +227,8 @@ def _check_same(config: TrainVaeConfig, saved: dict[str, Any], clips: str) -> No
 def _forget(folder: Path) -> None:
     """Delete what training left in a folder, and nothing else."""
     shutil.rmtree(checkpoint_root(folder), ignore_errors=True)
-    for name in (METRICS, "metrics.jsonl", SHEET, RUN_CONFIG, *CODEC_FILES):
+    for name in (METRICS, "metrics.jsonl", "log.txt", "wandb_id", SHEET, RUN_CONFIG, *CODEC_FILES):
         (folder / name).unlink(missing_ok=True)
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @user_errors

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.compose import to_dataclass
+from trainer.config import LoopConfig, TrainConfig, differences
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -73,6 +74,37 @@ def test_no_key_of_a_command_is_also_a_group_it_does_not_use(root):
     keys = yaml.safe_load((CONF / f"{root}.yaml").read_text()).keys()
     folders = {path.name for path in CONF.iterdir() if path.is_dir()}
     assert keys & folders <= set(groups(root))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["steps=0", "log_every=-1", "checkpoint_every=-5", "evaluate_every=-1", "sample_every=-1"]
+    + ["threads_per_rank=0", "ema_half_life_fraction=0"],
+)
+def test_a_run_that_cannot_be_is_refused(setting):
+    name, value = setting.split("=")
+    with pytest.raises(ValueError, match=f"run.{name}={value} must be"):
+        LoopConfig(**{"steps": 1, name: int(value)})
+    LoopConfig(steps=1, log_every=0, checkpoint_every=0, evaluate_every=0, sample_every=0, threads_per_rank=None)
+
+
+def train_config(override: str) -> TrainConfig:
+    return to_dataclass(TrainConfig, composed("train", override))
+
+
+@pytest.mark.parametrize("override", ["run.steps=7", "run.ema_half_life_fraction=0.5", "schedule.lr=0.5", "seed=3"])
+def test_what_changes_the_numbers_defines_a_run(override):
+    changed = differences(train_config("").defining(), train_config(override).defining())
+    assert [line.split(":")[0] for line in changed] == [override.split("=")[0]]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["run.log_every=7", "run.threads_per_rank=2", "data.prefetch_steps=1", "parallel=tp2_pp2", "folder=else"],
+)
+def test_what_leaves_the_numbers_alone_does_not(override):
+    assert train_config("") != train_config(override)
+    assert not differences(train_config("").defining(), train_config(override).defining())
 
 
 def test_no_yaml_is_left_out():

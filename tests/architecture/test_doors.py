@@ -14,8 +14,9 @@ DOORS = {
 }
 ENVIRONMENT_READERS = {
     "parallel/__init__.py": "sets the accelerator that DeepSpeed would look for on import",
-    "parallel/runtime.py": "what the launcher says: rank, world size, local rank",
-    "trainer/compose.py": "the rank that prints a user's mistake, and whether to show the traceback",
+    "parallel/launch.py": "what the launcher says: rank, world size, local rank",
+    "parallel/runtime.py": "sets what the engines read, where the user has not",
+    "trainer/compose.py": "whether to show the traceback of a user's mistake",
 }
 HYDRA_ERRORS = {
     "trainer/compose.py": {"hydra.errors", "hydra.errors.HydraException", "hydra.errors.MissingConfigException"}

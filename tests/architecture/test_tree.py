@@ -88,14 +88,70 @@ def test_every_dependency_is_pinned():
     assert {bare(line).lower() for line in wanted} <= pinned
 
 
+def last_word(node: ast.AST | None) -> str | None:
+    """`run` of the expression `self.config.run`, None where it is no name."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+
+
+class Words:
+    """One file by the last words of its expressions: what is annotated with which classes, set to what, asked for."""
+
+    def __init__(self, tree: ast.AST) -> None:
+        self.annotated, self.set_to, self.taken = [], [], set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation is not None:
+                name = node.arg if isinstance(node, ast.arg) else last_word(node.target)
+                self.annotated.append((name, {last_word(part) for part in ast.walk(node.annotation)}))
+            elif isinstance(node, ast.Assign):
+                target, value = node.targets[0], node.value
+                several = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+                pairs = zip(target.elts, value.elts, strict=True) if several else [(target, value)]
+                self.set_to += [(last_word(one), last_word(other)) for one, other in pairs]
+            elif isinstance(node, ast.Attribute):
+                self.taken.add((last_word(node.value), node.attr))
+
+    def named(self, kind: str) -> set[str | None]:
+        """Fields and parameters whose annotation mentions the class `kind`."""
+        return {name for name, kinds in self.annotated if kind in kinds}
+
+    def reads(self, kind: str, held_as: set[str | None]) -> set[str]:
+        """Attributes taken of a `kind`, known by the name of a field or parameter, or of what was set to one."""
+        words = (held_as | self.named(kind)) - {None}
+        words |= {target for target, value in self.set_to if target and value in words}
+        return {attribute for word, attribute in self.taken if word in words}
+
+
+def unread_fields(trees: list[ast.Module]) -> set[str]:
+    """`Class.field` of every config class whose field nothing takes, its own checks in `__post_init__` aside."""
+    files = [Words(tree) for tree in trees]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    attributes = [Words(item) for each in classes for item in each.body if isinstance(item, ast.AnnAssign)]
+    unread = set()
+    for config in [each for each in classes if each.name.endswith("Config")]:
+        methods = [item for item in config.body if isinstance(item, ast.FunctionDef) and item.name != "__post_init__"]
+        taken = {attribute for item in methods for word, attribute in Words(item).taken if word == "self"}
+        held_as = set().union(*(item.named(config.name) for item in attributes))
+        taken |= set().union(*(file.reads(config.name, held_as) for file in files))
+        fields = [last_word(item.target) for item in config.body if isinstance(item, ast.AnnAssign)]
+        unread |= {f"{config.name}.{field}" for field in fields if field not in taken}
+    return unread
+
+
 def test_every_config_field_is_read(sources):
-    fields = {
-        (item.target.id, f"{source.name} {node.name}")
-        for source in sources
-        for node in ast.walk(source.tree)
-        if isinstance(node, ast.ClassDef) and node.name.endswith("Config")
-        for item in node.body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-    }
-    read = {node.attr for source in sources for node in ast.walk(source.tree) if isinstance(node, ast.Attribute)}
-    assert {field for field in fields if field[0] not in read} == set()
+    assert unread_fields([source.tree for source in sources]) == set()
+
+
+def test_a_config_field_that_only_shares_its_name_is_found():
+    text = """
+class RunConfig:
+    steps: int
+    seed: int
+    speed: int
+    def __post_init__(self): assert self.seed > 0
+class RootConfig:
+    run: RunConfig
+def go(config: RootConfig, other):
+    pace = config.run
+    print(other.seed, other.run_speed, pace.steps)
+"""
+    assert unread_fields([ast.parse(text)]) == {"RunConfig.seed", "RunConfig.speed"}

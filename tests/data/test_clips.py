@@ -66,7 +66,7 @@ def test_a_corrupt_clip_among_good_ones_is_skipped_and_reported(tmp_path):
     assert list(clips) == ["good1", "good2"]
     [skipped] = report.skipped
     assert (skipped.shard, skipped.key) == ("clips-000000.tar", "broken")
-    assert skipped.reason.startswith("cannot be decoded: InvalidDataError")
+    assert skipped.reason.startswith("cannot be decoded: damaged")
     assert report.to_json()["reasons"] == {"cannot be decoded": 1}
     assert any("clips-000000.tar: broken: cannot be decoded" in line for line in report.lines())
 

@@ -1,3 +1,4 @@
+import time
 from fractions import Fraction
 from io import BytesIO
 
@@ -5,15 +6,16 @@ import av
 import numpy as np
 import pytest
 
-from data.decode import DecodeError, decode_clip
+import data.decode
+from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodeError, decode_clip, decode_first_frames
 from data.lattice import ClipConfig
 from tests.data.media import number_of, picture, still, video
 
 CONFIG = ClipConfig(fps=8.0, max_frames=17)
 
 
-def numbers(media: bytes, config: ClipConfig = CONFIG) -> list[int]:
-    return [number_of(frame.numpy()) for frame in decode_clip(media, config, is_image=False).frames_T3HW]
+def numbers(media: bytes, config: ClipConfig = CONFIG, extension: str = "mp4") -> list[int]:
+    return [number_of(frame.numpy()) for frame in decode_clip(media, config, extension=extension).frames_T3HW]
 
 
 @pytest.mark.parametrize("fps", [8, 10, 24, 25, 30])
@@ -26,7 +28,7 @@ def test_each_tick_shows_the_frame_on_screen_at_that_time(fps):
 def test_a_variable_frame_rate_is_followed_by_time(container):
     media = video(frames=6, times_ms=[0, 40, 80, 500, 540, 1000], container=container)
     # On screen at 0, 125, ... 1000 ms.
-    assert numbers(media) == [0, 2, 2, 2, 3, 4, 4, 4, 5]
+    assert numbers(media, extension="mp4" if container == "mp4" else "mkv") == [0, 2, 2, 2, 3, 4, 4, 4, 5]
 
 
 def test_half_the_rate_takes_every_second_frame():
@@ -35,13 +37,13 @@ def test_half_the_rate_takes_every_second_frame():
 
 @pytest.mark.parametrize("codec", [("mp4", "libx264"), ("avi", "mpeg4"), ("webm", "libvpx")])
 def test_other_containers_and_codecs_decode(codec):
-    decoded = decode_clip(video(container=codec[0], codec=codec[1]), CONFIG, is_image=False)
+    decoded = decode_clip(video(container=codec[0], codec=codec[1]), CONFIG, extension=codec[0])
     assert decoded.frames_T3HW.shape == (8, 3, 48, 64)
 
 
 def test_pixels_keep_their_place_and_colour():
     height, width = 96, 160
-    decoded = decode_clip(video(frames=3, fps=8, height=height, width=width), CONFIG, is_image=False)
+    decoded = decode_clip(video(frames=3, fps=8, height=height, width=width), CONFIG, extension="mp4")
     error = np.abs(
         decoded.frames_T3HW[1].numpy().astype(int)
         - picture(1, height=height, width=width).transpose(2, 0, 1).astype(int)
@@ -51,7 +53,7 @@ def test_pixels_keep_their_place_and_colour():
 
 @pytest.mark.parametrize("extension", ["png", "jpg"])
 def test_an_image_is_a_clip_of_one_frame(extension):
-    decoded = decode_clip(still(height=50, width=70, extension=extension), CONFIG, is_image=True)
+    decoded = decode_clip(still(height=50, width=70, extension=extension), CONFIG, extension=extension)
     assert decoded.frames_T3HW.shape == (1, 3, 48, 64)
     assert (decoded.native_height, decoded.native_width) == (50, 70)
     assert number_of(decoded.frames_T3HW[0].numpy()) == 5
@@ -61,7 +63,7 @@ def test_an_image_is_a_clip_of_one_frame(extension):
 
 def test_odd_sizes_are_cropped_in_the_middle_not_stretched():
     media = still(height=33, width=65)
-    decoded = decode_clip(media, CONFIG, is_image=True)
+    decoded = decode_clip(media, CONFIG, extension="png")
     assert decoded.frames_T3HW.shape == (1, 3, 32, 64)
 
 
@@ -75,38 +77,88 @@ def test_pixels_that_are_not_square_are_made_square():
             frame = av.VideoFrame.from_ndarray(picture(3, height=64, width=64), format="rgb24")
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
-    assert decode_clip(buffer.getvalue(), CONFIG, is_image=False).frames_T3HW.shape == (5, 3, 64, 128)
+    assert decode_clip(buffer.getvalue(), CONFIG, extension="mp4").frames_T3HW.shape == (5, 3, 64, 128)
 
 
 def test_max_tokens_holds_for_the_longest_window_of_a_long_clip():
     config = ClipConfig(fps=8.0, max_frames=9, max_tokens=24)
-    frames = decode_clip(video(frames=96, height=96, width=96), config, is_image=False).frames_T3HW
+    frames = decode_clip(video(frames=96, height=96, width=96), config, extension="mp4").frames_T3HW
     assert frames.shape[0] == 32
     assert 8 < config.tokens(9, *frames.shape[2:]) <= 24
 
 
 @pytest.mark.parametrize(
     "media",
-    [b"", b"not a video" * 50, video()[:1500], video(container="matroska")[:1200]],
+    [
+        ("mp4", b""),
+        ("mp4", b"not a video" * 50),
+        ("mp4", video()[:1500]),
+        ("mkv", video(container="matroska")[:1200]),
+    ],
     ids=["empty", "junk", "mp4", "mkv"],
 )
 def test_damaged_videos_are_refused_with_a_reason(media):
     with pytest.raises(DecodeError, match="cannot be decoded|no frames"):
-        decode_clip(media, CONFIG, is_image=False)
+        decode_clip(media[1], CONFIG, extension=media[0])
+
+
+@pytest.mark.parametrize(
+    "media",
+    [("mp4", video(container="matroska")), ("png", still(extension="jpg")), ("gif", video()), ("mkv", still())],
+    ids=["mkv as mp4", "jpg as png", "mp4 as gif", "png as mkv"],
+)
+def test_an_extension_that_lies_is_refused(media):
+    with pytest.raises(DecodeError, match=rf"cannot be decoded: damaged, or of another kind than \.{media[0]} "):
+        decode_clip(media[1], CONFIG, extension=media[0])
+    with pytest.raises(DecodeError, match=r"unknown extension: \.txt is none of"):
+        decode_clip(media[1], CONFIG, extension="txt")
+
+
+SDP = (
+    b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 50040 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+)
+
+
+@pytest.mark.parametrize("extension", VIDEO_EXTENSIONS + IMAGE_EXTENSIONS)
+def test_bytes_never_make_the_decoder_open_files_or_sockets(tmp_path, monkeypatch, extension):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.mp4").write_bytes(video())
+    scripts = {
+        "ffconcat": b"ffconcat version 1.0\nfile other.mp4\n",
+        "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.mp4\n#EXT-X-ENDLIST\n",
+        "sdp": SDP,
+    }
+    for name, script in scripts.items():
+        started = time.monotonic()
+        with pytest.raises(DecodeError, match="cannot be decoded"):
+            decode_clip(script, CONFIG, extension=extension)
+        assert time.monotonic() - started < 1.5, f"{name}: the decoder waited for something"
 
 
 def test_a_gap_of_an_hour_is_a_broken_time_stamp():
     media = video(frames=3, times_ms=[0, 100, 3_600_000])
     with pytest.raises(DecodeError, match="broken time stamps: 3600.000 s follows 0.100 s"):
-        decode_clip(media, CONFIG, is_image=False)
+        decode_clip(media, CONFIG, extension="mp4")
 
 
 def test_a_file_without_pictures_is_refused():
     buffer = BytesIO()
-    with av.open(buffer, "w", format="wav") as output:
+    with av.open(buffer, "w", format="avi") as output:
         stream = output.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8000
         output.mux(stream.encode(frame))
     with pytest.raises(DecodeError, match="no video stream"):
-        decode_clip(buffer.getvalue(), CONFIG, is_image=False)
+        decode_clip(buffer.getvalue(), CONFIG, extension="avi")
+
+
+def test_first_frames_cover_a_size_and_what_follows_is_not_decoded(monkeypatch):
+    media = video(frames=96, fps=24, height=10, width=14)  # below any lattice cell
+    assert decode_first_frames(media, (9, 48, 48), fps=8.0, extension="mp4").shape == (9, 3, 48, 48)
+    assert decode_first_frames(media, (99, 48, 48), fps=8.0, extension="mp4").shape[0] == 32
+    started = decode_first_frames(video(frames=24), (3, 24, 32), fps=8.0, extension="mp4")
+    assert [number_of(frame.numpy()) for frame in started] == [0, 3, 6]
+    decoded: list[av.VideoFrame] = []
+    monkeypatch.setattr(data.decode, "_checked", lambda frames: (decoded.append(frame) or frame for frame in frames))
+    assert len(decode_first_frames(media, (2, 48, 48), fps=8.0, extension="mp4")) == 2
+    assert len(decoded) == 5  # the second tick is known to be frame 3 when frame 4 is seen

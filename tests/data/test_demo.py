@@ -13,11 +13,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 import data.demo
 from data.clips import read_clips
-from data.demo import make_demo_clips
+from data.demo import _make_still, make_demo_clips
+from data.demo_captions import CAPTIONS, read_captions
 from data.demo_sources import Footage, LeftOut, Package
 from data.lattice import ClipConfig
 from data.report import ClipReport
@@ -268,3 +269,11 @@ def test_the_command_line_ends_with_a_sentence_and_a_code(
     monkeypatch.setattr(data.demo, "make_demo_clips", interrupt)
     assert data.demo.main([str(tmp_path / "clips")]) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_still_is_read_as_png_or_jpeg_and_as_nothing_else():
+    other = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(other, "GIF")
+    row = read_captions(CAPTIONS)[0]
+    with pytest.raises(UnidentifiedImageError):
+        _make_still(other.getvalue(), row)

@@ -97,6 +97,19 @@ def test_a_flipped_bit_is_an_error_with_shard_and_key(tmp_path, member):
         read_sample(manifest, row)
 
 
+@pytest.mark.parametrize("meta", [b"{}", b"[1]", b"}"])
+def test_metadata_without_captions_is_an_error_with_shard_and_key(tmp_path, monkeypatch, meta):
+    manifest = write_latents(tmp_path / "set", [sample(0)])
+    members = SampleReader._members
+
+    def with_meta(reader, place, where):
+        return members(reader, place, where) | {"json": meta}
+
+    monkeypatch.setattr(SampleReader, "_members", with_meta)
+    with pytest.raises(ValueError, match="000000.tar: sample film/clip0000 cannot be read .*: encode the clips again"):
+        read_sample(manifest, 0)
+
+
 def test_an_error_of_the_reading_thread_reaches_the_consumer(tmp_path):
     manifest, _, path = damaged(tmp_path, "latent")
     loader = Loader(PackPlan(manifest, seed=0, tokens_per_pack=100), packs_per_step=2)

@@ -2,13 +2,14 @@ import errno
 import gc
 import io
 import tarfile
+from pathlib import Path
 from zlib import crc32
 
 import pytest
 import webdataset
 
 from data import shards
-from data.shards import ShardWriter, check_key, file_sha256, new_folder, tar_damage
+from data.shards import ShardWriter, check_key, file_sha256, new_folder, restore_folder, tar_damage
 
 SAMPLES = {f"clip{i}": {"json": b"{}" * (i + 1), "mp4": bytes([i]) * (700 * i)} for i in range(4)}
 
@@ -126,6 +127,61 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path):
     with new_folder(tmp_path / "out", replace=True):
         pass
     assert not list((tmp_path / "out").iterdir())
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_an_interrupted_replacement_loses_neither_old_nor_new(tmp_path, monkeypatch, allowed):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "x").write_text("old")
+    calls = iter(range(9))
+
+    def killed_after(action):
+        def wrapped(*args, **kwargs):
+            if next(calls) >= allowed:
+                raise Killed
+            return action(*args, **kwargs)
+
+        return wrapped
+
+    def replace_it():
+        with monkeypatch.context() as patched, new_folder(folder, replace=True) as scratch:
+            (scratch / "x").write_text("new")
+            patched.setattr(Path, "rename", killed_after(Path.rename))
+            patched.setattr(shards.shutil, "rmtree", killed_after(shards.shutil.rmtree))
+
+    with pytest.raises(Killed):
+        replace_it()
+    held = {path.parent.name: path.read_text() for path in tmp_path.glob("*/x")}
+    assert "new" in held.values()
+    assert allowed == 2 or "old" in held.values()
+    restore_folder(folder)
+    assert (folder / "x").read_text() == ("new" if allowed == 2 else "old")
+    assert not (tmp_path / ".out.replaced").exists()
+    with new_folder(folder, replace=True) as scratch:
+        (scratch / "x").write_text("newer")
+    assert {path.parent.name: path.read_text() for path in tmp_path.glob("*/x")} == {"out": "newer"}
+
+
+def test_a_stale_old_folder_does_not_stand_in_the_way(tmp_path):
+    for name in ("out", ".out.replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    with new_folder(tmp_path / "out", replace=True) as scratch:
+        (scratch / "x").write_text("new")
+    assert {path.parent.name: path.read_text() for path in tmp_path.glob("*/x")} == {"out": "new"}
+
+
+def test_an_old_folder_left_alone_comes_back_before_anything_else(tmp_path):
+    (tmp_path / ".out.replaced").mkdir()
+    (tmp_path / ".out.replaced" / "x").write_text("old")
+    with pytest.raises(ValueError, match="out exists"), new_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / "x").read_text() == "old"
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):

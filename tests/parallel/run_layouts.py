@@ -242,7 +242,7 @@ def cases():
         yield f"resumed_{source}_{target}", target, resumed, {"source": f"training_{source}"}
     for layout in ("single", "tp2_pp2_dp2"):
         yield f"resumed_{layout}_{layout}", layout, resumed, {"source": f"training_{layout}"}
-    for layout in ("single", "tp2_pp2"):
+    for layout in ("single", "dp2", "tp2_pp2", "tp2_pp2_dp2"):
         yield f"bf16_{layout}", layout, training, {"dtype": torch.bfloat16, "steps": 3}
     yield "initial_tp2_pp2_dp2", "tp2_pp2_dp2", initial, {}
     for layout in ("dp2", "tp2_pp2"):

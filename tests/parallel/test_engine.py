@@ -56,7 +56,7 @@ def test_training_goes_on_after_skipped_steps_as_if_nothing_had_been(layouts, re
         assert losses == pytest.approx(reference["losses"][2:4], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("layout", ["single", "tp2_pp2"])
+@pytest.mark.parametrize("layout", ["single", "dp2", "tp2_pp2", "tp2_pp2_dp2"])
 def test_bf16_starts_from_float32_masters_and_stays_near(layouts, reference, layout):
     for _, notes in read_ranks(layouts / f"bf16_{layout}"):
         for (loss, norm, _), loss_0, norm_0 in zip(notes["results"], reference["losses"], reference["norms"]):

@@ -1,41 +1,6 @@
-"""Who a process is, what its grid can do, and that a grid leaves nothing behind."""
+"""What the grid of a run can do, and that it leaves nothing behind."""
 
-import pytest
 from layout_reference import read_ranks
-
-from parallel.runtime import Launch
-
-LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NTASKS")
-
-
-@pytest.fixture
-def environment(monkeypatch):
-    for name in (*LAUNCHERS, *SLURM):
-        monkeypatch.delenv(name, raising=False)
-    return lambda **values: [monkeypatch.setenv(name, str(value)) for name, value in values.items()]
-
-
-def test_without_a_launcher_it_is_one_process(environment):
-    environment(SLURM_NTASKS=8, SLURM_PROCID=0)  # as in an allocation, before srun
-    assert Launch.from_environment() == Launch(rank=0, world_size=1, local_rank=0)
-
-
-def test_torchrun_wins_over_srun(environment):
-    environment(RANK=3, WORLD_SIZE=4, LOCAL_RANK=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=29500)
-    environment(SLURM_PROCID=1, SLURM_STEP_NUM_TASKS=2, SLURM_LOCALID=0)
-    assert Launch.from_environment() == Launch(rank=3, world_size=4, local_rank=1)
-
-
-def test_srun_alone_is_understood(environment):
-    environment(SLURM_PROCID=5, SLURM_STEP_NUM_TASKS=8, SLURM_LOCALID=1, MASTER_ADDR="node1", MASTER_PORT=29500)
-    assert Launch.from_environment() == Launch(rank=5, world_size=8, local_rank=1)
-
-
-def test_srun_without_a_meeting_place_is_refused(environment):
-    environment(SLURM_PROCID=5, SLURM_STEP_NUM_TASKS=8, SLURM_LOCALID=1)
-    with pytest.raises(ValueError, match=r"8 processes were started, but MASTER_ADDR and MASTER_PORT is not set"):
-        Launch.from_environment()
 
 
 def test_collectives_of_the_grid(layouts):

@@ -1,12 +1,15 @@
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from data.clips import write_clip_shards
 from data.lattice import ClipConfig
 from data.split import split_of
 from diffusion.noise import keyed_generator
+from tests.data.media import source
 from tests.trainer.codec_case import write_clips
 from trainer.codec_clips import augment, batch_order, read_sets, to_video
 from trainer.codec_config import CodecDataConfig
@@ -59,6 +62,23 @@ def test_small_pools_show_every_clip_too(clips):
         seen += [clip.key for clip in next(pools)]
     assert seen == [clip.key for clip in whole.training]
     assert [clip.key for clip in next(pools)] == [clip.key for clip in sets.training]
+
+
+def test_a_clip_skipped_in_a_later_pool_is_reported_once(clips, tmp_path, caplog):
+    # In a shard of its own, after all others, so that the first pool does not see it.
+    for shard in sorted(Path(clips).glob("*.tar")):
+        (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    write_clip_shards([source("broken", b"no video")], tmp_path / "more")
+    (tmp_path / "more" / "clips-000000.tar").rename(tmp_path / "clips-last.tar")
+    shots = read_sets(clips, CLIP, DATA).training
+    small = replace(DATA, pool_bytes=2 * shots[0].frames_T3HW.numel(), heldout_clips=1)
+    sets = read_sets(str(tmp_path), CLIP, small)
+    assert not sets.report.skipped
+    shown = sum(1 for _ in itertools.takewhile(lambda pool: pool[-1].key != shots[-1].key, sets.pools()))
+    for _ in itertools.islice(sets.pools(), 3 * (shown + 2)):
+        pass
+    assert [item.key for item in sets.report.skipped] == ["broken"]
+    assert caplog.text.count("broken: cannot be decoded") == 1
 
 
 def test_nothing_to_train_on_is_a_clear_error(clips):

@@ -1,5 +1,3 @@
-import itertools
-import signal
 from dataclasses import replace
 
 import pytest
@@ -11,6 +9,7 @@ from trainer.codec_quality import measure, reconstruct_with
 from trainer.codec_run import CodecRun, build_optimizers, checkpoint_root, load_checkpoint, save_checkpoint, train
 from trainer.metrics import read_metrics
 from trainer.schedule import ScheduleConfig
+from trainer.signals import StopRequest
 from trainer.train_vae import prepare
 
 
@@ -23,28 +22,30 @@ def weights(job: CodecRun) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in job.codec.state_dict().items()}
 
 
-def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(clips, tmp_path, monkeypatch):
+class StopAfterStep(StopRequest):
+    """A stop as if a signal came in step `step`; no signal is sent, so none can reach pytest."""
+
+    def __init__(self, job: CodecRun, step: int) -> None:
+        self._job, self._step = job, step
+
+    @property
+    def signal_name(self) -> str | None:
+        return "SIGTERM" if self._job.step >= self._step else None
+
+
+def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(clips, tmp_path):
     whole = prepare(make_config(clips, tmp_path / "whole", steps=6), "clips")
-    assert train(whole) is None
+    assert train(whole, StopRequest()) is None
 
     config = make_config(clips, tmp_path / "halves", steps=6)
     first = prepare(config, "clips")
-    steps = itertools.count(1)
-    original = first.metrics.write
-
-    def stop_after_three(step, row):
-        original(step, row)
-        if next(steps) == 3:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(first.metrics, "write", stop_after_three)
-    assert train(first) == "SIGTERM"
+    assert train(first, StopAfterStep(first, 3)) == "SIGTERM"
     assert first.step == 3
 
     second = prepare(config, "clips")
     assert second.step == 3
     assert second.facts == first.facts
-    assert train(second) is None
+    assert train(second, StopRequest()) is None
     assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(second).items())
     rows = [[(row["step"], row["loss"]) for row in read_metrics(tmp_path / name)] for name in ("whole", "halves")]
     assert rows[0] == rows[1]
@@ -55,7 +56,7 @@ def test_training_helps_and_leaves_parameters_without_a_rate_alone(clips, tmp_pa
     job = prepare(replace(config, optim=replace(config.optim, shortcut_lr_ratio=0.0)), "clips")
     before = weights(job)
     quality_before = measure(reconstruct_with(job.codec), job.sets.training, job.device)
-    assert train(job) is None
+    assert train(job, StopRequest()) is None
     quality = measure(reconstruct_with(job.codec), job.sets.training, job.device)
     assert quality.psnr_db > quality_before.psnr_db + 0.5
     moved = {name for name, tensor in weights(job).items() if not torch.equal(tensor, before[name])}
@@ -79,7 +80,7 @@ def test_optimizers_hold_every_parameter_once(clips, tmp_path, muon):
 def test_a_checkpoint_holds_everything_and_replaces_the_earlier_one(clips, tmp_path):
     config = make_config(clips, tmp_path / "codec", steps=2)
     job = prepare(config, "clips")
-    train(job)
+    train(job, StopRequest())
     job.step = 3
     save_checkpoint(job)
     root = checkpoint_root(config.path)
@@ -102,5 +103,5 @@ def test_a_gradient_that_is_not_finite_stops_the_run(clips, tmp_path):
         next(job.codec.parameters()).fill_(float("nan"))
     before = weights(job)
     with pytest.raises(ValueError, match="gradient is not finite"):
-        train(job)
+        train(job, StopRequest())
     assert all(torch.equal(t, before[name]) for name, t in weights(job).items() if not t.isnan().any())

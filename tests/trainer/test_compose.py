@@ -42,7 +42,7 @@ def test_mistakes_name_the_key(plain: dict[str, object], message: str) -> None:
         to_dataclass(Outer, plain)
 
 
-def test_user_errors_become_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_errors_become_one_sentence(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TESSERA_TRACEBACK", raising=False)
 
     @user_errors
@@ -52,14 +52,21 @@ def test_user_errors_become_one_sentence(capsys: pytest.CaptureFixture[str], mon
     with pytest.raises(SystemExit) as exit_info:
         main()
     assert exit_info.value.code == EXIT_USER_ERROR
-    assert capsys.readouterr().err.startswith("error: steps=0 must be at least 1")
-    monkeypatch.setenv("RANK", "3")
+    assert caplog.messages[-1].startswith("error: steps=0 must be at least 1")
+    for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 3}.items():
+        monkeypatch.setenv(name, str(value))
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
     with pytest.raises(SystemExit):
         main()
     assert waits == [20.0], "rank 0 speaks first, and the launcher ends this one"
-    assert capsys.readouterr().err.startswith("rank 3: error: steps=0 must be at least 1")
+    assert caplog.messages[-1].startswith("rank 3: error: steps=0 must be at least 1")
+    monkeypatch.delenv("RANK")
+    for name, value in {"SLURM_PROCID": 2, "SLURM_STEP_NUM_TASKS": 4, "SLURM_LOCALID": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(SystemExit):
+        main()
+    assert caplog.messages[-1].startswith("rank 2: error: "), "srun without torchrun has one rank 0 too"
 
 
 @dataclass(frozen=True, kw_only=True)

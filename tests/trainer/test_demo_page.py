@@ -56,7 +56,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         name: Quality(psnr_db=db, ssim=0.5, psnr_db_of_clip={}) for name, db in (("PCA", 22.98), ("codec", 24.3))
     }
     (folder / "codec" / "metrics.json").write_text(json.dumps(to_json(quality)))
-    metrics = Metrics(folder / "dit", speaks=True, resume_step=0)
+    metrics = Metrics(folder / "dit", speaks=True, resume_step=0, config_yaml="name: x\n")
     metrics.write(0, {"heldout/loss": 2.0, "heldout/ratio_to_zero": 1.0})
     for step, speed in ((1, 10.0), (2, 3000.0), (3, 2000.0)):
         metrics.write(step, {"loss": 2.0 - 0.25 * step, "tokens_per_s": speed})

@@ -268,3 +268,10 @@ def test_missing_clips_end_the_command_with_one_sentence(tmp_path):
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert f"clips={tmp_path}/none is not a folder: give the folder of clip shards" in result.stderr
+
+
+def test_shards_left_aside_by_an_interrupted_replacement_stand_again(config):
+    made, folder = run(config), Path(config.folder)
+    folder.rename(folder.with_name(f".{folder.name}.replaced"))
+    assert run(config).hash == made.hash
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(folder.name)] == [folder.name]

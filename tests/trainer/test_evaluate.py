@@ -29,7 +29,8 @@ from tests.trainer.evaluation_case import (
 )
 from trainer.batch import Segment, pack_segments
 from trainer.compose import user_errors
-from trainer.evaluate import EvaluateConfig, run
+from trainer.evaluate import EvaluateConfig, open_heldout, run
+from trainer.inference import load_for_inference
 
 ROOT = Path(__file__).parents[2]
 HELDOUT = [source for source in range(10) for _ in range(2)]
@@ -138,53 +139,62 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(override: str, sentence
     assert sentence in done.stderr
 
 
-def fails(case: RunCase, capsys: pytest.CaptureFixture[str], **settings: object) -> str:
+def fails(case: RunCase, caplog: pytest.LogCaptureFixture, **settings: object) -> str:
     """The sentence, from the wrapper that the command has."""
     with pytest.raises(SystemExit) as exit_info:
         user_errors(lambda: evaluate(case, **settings) and None)()
     assert exit_info.value.code == 2
-    said = capsys.readouterr().err
+    said = caplog.messages[-1]
     assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    assert "\n" not in said
     return said
 
 
-def test_a_step_that_is_not_saved_is_refused(case: RunCase, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"no checkpoint of step 7 in {case.run}/checkpoints: saved are 0, {TRAINED}" in fails(case, capsys, step=7)
+def test_a_step_that_is_not_saved_is_refused(case: RunCase, caplog: pytest.LogCaptureFixture) -> None:
+    assert f"no checkpoint of step 7 in {case.run}/checkpoints: saved are 0, {TRAINED}" in fails(case, caplog, step=7)
+
+
+def test_shards_are_held_against_the_codec_and_text_encoder_of_training(case: RunCase) -> None:
+    identity = Manifest.read(case.shards).identity
+    model, config = load_for_inference(case.run), EvaluateConfig(run=str(case.run))
+    same = {"codec": identity.codec, "text": identity.text}
+    assert open_heldout(config, replace(model, state=same)).samples
+    with pytest.raises(ValueError, match="was encoded by another codec"):
+        open_heldout(config, replace(model, state=same | {"codec": "d" * 64}))
+    with pytest.raises(ValueError, match="holds captions of another text encoder"):
+        open_heldout(config, replace(model, state=same | {"text": "u" * 64}))
 
 
 def test_shards_that_cannot_be_evaluated_on_are_refused(
-    case: RunCase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: RunCase, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     codec = Manifest.read(case.shards).identity.codec
 
     def shards(name: str, heldout: list[int], made_by: str = codec) -> str:
         return str(write_shards(tmp_path / name, codec=made_by, heldout=heldout, training=2).folder)
 
-    nothing = fails(case, capsys, shards=shards("nothing", []))
+    nothing = fails(case, caplog, shards=shards("nothing", []))
     assert "nothing holds no held-out samples: encode the clips again with heldout_fraction above 0" in nothing
-    lonely = fails(case, capsys, shards=shards("lonely", [1, 2, 3, 3]))
+    lonely = fails(case, caplog, shards=shards("lonely", [1, 2, 3, 3]))
     assert "cannot be told from 3 held-out sources, an interval needs 4" in lonely
-    tilted = fails(case, capsys, shards=shards("tilted", [1, 2, 3, *[4] * 5]))
+    tilted = fails(case, caplog, shards=shards("tilted", [1, 2, 3, *[4] * 5]))
     assert "'film/shot-004' holds over half of the 8 held-out samples" in tilted
-    foreign = fails(case, capsys, shards=shards("foreign", HELDOUT, write_codec(tmp_path / "codec", seed=1)))
+    foreign = fails(case, caplog, shards=shards("foreign", HELDOUT, write_codec(tmp_path / "codec", seed=1)))
     assert "foreign was encoded by another codec" in foreign
-    assert "no manifest.parquet: make latent shards" in fails(case, capsys, shards=str(tmp_path))
-    assert "max_samples=0 must be at least 1" in fails(case, capsys, max_samples=0)
+    assert "no manifest.parquet: make latent shards" in fails(case, caplog, shards=str(tmp_path))
+    assert "max_samples=0 must be at least 1" in fails(case, caplog, max_samples=0)
 
 
-def test_captions_of_another_width_are_refused(
-    case: RunCase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_captions_of_another_width_are_refused(case: RunCase, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     wide = replace(MODEL, text_dim=6)
     other = replace(case, root=tmp_path)
     write_shards(other.shards, codec=write_codec(other.codec), heldout=HELDOUT)
     save_run(other, 1, ema=new_dit(model=wide), model=wide)
-    assert "captions embedded in 4 values, but the model reads 6" in fails(other, capsys)
+    assert "captions embedded in 4 values, but the model reads 6" in fails(other, caplog)
 
 
 def test_nothing_is_left_of_a_report_that_could_not_be_written(
-    case: RunCase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: RunCase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = evaluate(case, levels=2)
 
@@ -192,5 +202,5 @@ def test_nothing_is_left_of_a_report_that_could_not_be_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    assert "No space left on device" in fails(case, capsys, levels=3)
+    assert "No space left on device" in fails(case, caplog, levels=3)
     assert json.loads((case.run / "captions.json").read_text()) == before

@@ -1,5 +1,6 @@
 """A model out of a run folder: exactly the saved weights, or one sentence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,9 @@ def test_weights_are_those_that_were_saved(tmp_path: Path) -> None:
     case, averaged, raw = fresh(tmp_path), new_dit(1, scale=0.5), new_dit(2, scale=0.5)
     save_run(case, 40, ema=averaged, master=raw)
     for use_ema, expected in ((True, averaged), (False, raw)):
-        dit, config, step = load_for_inference(case.run, use_ema=use_ema)
-        assert (config, step, dit.training) == (case.config(), 40, False)
+        model = load_for_inference(case.run, use_ema=use_ema)
+        dit = model.dit
+        assert (model.config, model.step, dit.training) == (case.config(), 40, False)
         loaded = dict(dit.named_parameters())
         assert loaded.keys() == dict(expected.named_parameters()).keys()
         for name, parameter in expected.named_parameters():
@@ -41,12 +43,25 @@ def test_a_step_can_be_chosen_and_the_newest_is_the_default(tmp_path: Path) -> N
     case = fresh(tmp_path)
     for step in (10, 20):
         save_run(case, step, ema=new_dit(step))
-    assert load_for_inference(case.run)[2] == 20
-    dit, _, step = load_for_inference(case.run, step=10)
-    assert step == 10
-    assert torch.equal(dit.patch_embedding.weight, new_dit(10).patch_embedding.weight)
+    assert load_for_inference(case.run).step == 20
+    model = load_for_inference(case.run, step=10)
+    assert model.step == model.state["step"] == 10
+    assert torch.equal(model.dit.patch_embedding.weight, new_dit(10).patch_embedding.weight)
     with pytest.raises(ValueError, match=r"no checkpoint of step 15 in .*/checkpoints: saved are 10, 20$"):
         load_for_inference(case.run, step=15)
+
+
+def test_another_codec_or_text_encoder_than_in_training_is_refused(tmp_path: Path) -> None:
+    case = fresh(tmp_path)
+    save_run(case, 1, ema=new_dit(1))
+    old = load_for_inference(case.run)
+    old.require("codec", "anything", given="codec=x")  # a checkpoint that does not say
+    model = replace(old, state={"codec": "c" * 64, "text": "t" * 64})
+    model.require("codec", "c" * 64, given="codec=x")
+    with pytest.raises(ValueError, match=r"^codec=x is not the one this model was trained with \(ddd.*, not ccc"):
+        model.require("codec", "d" * 64, given="codec=x")
+    with pytest.raises(ValueError, match="the text encoder is not the one this model was trained with"):
+        model.require("text", "u" * 64, given="the text encoder")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -64,7 +79,7 @@ def test_a_damaged_checkpoint_is_passed_over_but_never_loaded(tmp_path: Path) ->
     whole = bytearray(weights.read_bytes())
     whole[-3] ^= 1
     weights.write_bytes(whole)
-    assert load_for_inference(case.run)[2] == 1
+    assert load_for_inference(case.run).step == 1
     with pytest.raises(ValueError, match=r"pieces-00000\.safetensors: sha256 differs"):
         load_for_inference(case.run, step=2)
 

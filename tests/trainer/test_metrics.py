@@ -1,12 +1,15 @@
 """metrics.jsonl is durable and is written again only past the checkpoint a run resumes from."""
 
+import logging
 from pathlib import Path
 
-from trainer.metrics import Metrics, Throughput, WandbConfig, read_metrics
+import pytest
+
+from trainer.metrics import Metrics, WandbConfig, read_metrics
 
 
 def test_rows_past_the_resume_step_are_dropped_and_torn_lines_survived(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path, speaks=True, resume_step=0)
+    metrics = Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n")
     for step in (1, 2, 3):
         metrics.write(step, {"loss": 1.0 / step, "gone": float("nan")})
     metrics.close()
@@ -15,14 +18,14 @@ def test_rows_past_the_resume_step_are_dropped_and_torn_lines_survived(tmp_path:
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
     assert "gone" not in read_metrics(tmp_path)[0]
 
-    resumed = Metrics(tmp_path, speaks=True, resume_step=2)
+    resumed = Metrics(tmp_path, speaks=True, resume_step=2, config_yaml="name: x\n")
     resumed.write(3, {"loss": 9.0})
     resumed.close()
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 1.0), (2, 0.5), (3, 9.0)]
 
 
 def test_a_silent_rank_writes_nothing(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "run", speaks=False, resume_step=0)
+    metrics = Metrics(tmp_path / "run", speaks=False, resume_step=0, config_yaml="name: x\n")
     metrics.start_wandb(WandbConfig(), name="x", settings={})
     metrics.write(1, {"loss": 1.0})
     metrics.close()
@@ -32,7 +35,7 @@ def test_a_silent_rank_writes_nothing(tmp_path: Path) -> None:
 def test_wandb_offline_run_keeps_its_id(tmp_path: Path) -> None:
     ids = []
     for _ in range(2):
-        metrics = Metrics(tmp_path, speaks=True, resume_step=0)
+        metrics = Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n")
         metrics.start_wandb(WandbConfig(mode="offline"), name="x", settings={"seed": 1})
         metrics.write(1, {"loss": 1.0})
         metrics.close()
@@ -42,8 +45,45 @@ def test_wandb_offline_run_keeps_its_id(tmp_path: Path) -> None:
     assert folders and all(folder.name.endswith(ids[0]) for folder in folders)
 
 
-def test_throughput_counts_since_the_last_take() -> None:
-    throughput = Throughput()
-    throughput.tokens += 100
-    assert throughput.take() > 0
-    assert throughput.tokens == 0
+def test_the_folder_keeps_settings_and_everything_that_was_said(tmp_path: Path) -> None:
+    logging.getLogger().setLevel(logging.INFO)
+
+    def fail() -> None:
+        with Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n") as metrics:
+            metrics.say("step 1")
+            raise ValueError("too hot")
+
+    with pytest.raises(ValueError, match="too hot"):
+        fail()
+    logging.getLogger(__name__).info("not of this run")
+    assert (tmp_path / "config.yaml").read_text() == "name: x\n"
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["step 1", "error: too hot"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_nobody_is_left_waiting(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    metrics = Metrics(tmp_path / "run", speaks=True, resume_step=0, config_yaml="name: x\n")
+    metrics.start_wandb(WandbConfig(), name="x", settings={})
+    metrics.write(1, {"loss": 1.0})
+    metrics.close()
+    assert metrics.failure is not None and metrics.failure.startswith(f"{tmp_path / 'run'} could not be written (File")
+
+
+def test_a_full_disk_while_writing_a_row_is_named(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n")
+    with metrics.guarded(tmp_path / "metrics.jsonl"), open("/dev/full", "w") as full:
+        full.write("row")
+    metrics.close()
+    assert metrics.failure == (
+        f"{tmp_path}/metrics.jsonl could not be written (the disk is full); the last checkpoint stands, so free space "
+        "or repair the disk and start the same command again"
+    )
+
+
+def test_a_run_from_the_start_starts_its_record_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        metrics = Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n")
+        metrics.write(0, {"heldout/loss": 1.0})
+        metrics.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0]

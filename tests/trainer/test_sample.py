@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import av
 import pytest
@@ -16,12 +17,14 @@ from diffusion.timesteps import FlowConfig
 from model.codec_interface import Posterior, VideoCodec
 from model.dit import DiTConfig, VideoDiT
 from model.init import init_weights
-from model.text import TextConfig
+from model.text import TextConfig, TextEncoder
 from trainer.compose import to_dataclass
-from trainer.config import SamplesConfig
+from trainer.config import SamplesConfig, TrainConfig
+from trainer.inference import TrainedModel
 from trainer.sample import SampleConfig, read_frames, run
 
 SIZE = (9, 32, 48)
+CODEC = "c" * 64
 
 
 class MeanCodec(VideoCodec):
@@ -40,8 +43,8 @@ class MeanCodec(VideoCodec):
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run folder's content, without the folder."""
+def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A run folder's content, without the folder; returns the state that its checkpoint says."""
     model = DiTConfig(num_blocks=1, num_heads=2, head_dim=6, ffn_dim=16, text_dim=384, in_channels=3, out_channels=3)
     dit = VideoDiT(model)
     init_weights(dit, seed=0)
@@ -49,8 +52,15 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SimpleNamespace(
         model=model, text=TextConfig(), flow=FlowConfig(), samples=samples, data=SimpleNamespace(codec="codec")
     )
-    monkeypatch.setattr(trainer.sample, "load_for_inference", lambda *_, **__: (dit.eval(), config, 12))
+    state: dict[str, Any] = {}
+
+    def model_of() -> TrainedModel:
+        return TrainedModel(dit=dit.eval(), config=cast(TrainConfig, config), step=12, state=state)
+
+    monkeypatch.setattr(trainer.sample, "load_for_inference", lambda *_, **__: model_of())
     monkeypatch.setattr(trainer.sample, "load_codec", lambda _: MeanCodec())
+    monkeypatch.setattr(trainer.sample, "codec_identity", lambda _: CODEC)
+    return state
 
 
 def sample(tmp_path: Path, **settings: object) -> Path:
@@ -116,6 +126,30 @@ def test_given_frames_are_scaled_to_cover_and_cropped_around_the_middle(tmp_path
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.png: cannot be decoded"):
         read_frames(tmp_path / "broken.png", (1, 48, 48), fps=8)
+
+
+def test_a_small_image_serves_and_another_codecs_strides_do_not_matter(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 7), (10, 200, 30)).save(tmp_path / "small.PNG")
+    frames = read_frames(tmp_path / "small.PNG", (1, 32, 48), fps=8)
+    assert frames.shape == (1, 3, 32, 48)
+    (tmp_path / "clip.mp4").write_bytes(encode_mp4(torch.zeros(12, 3, 64, 96, dtype=torch.uint8), fps=8))
+    assert read_frames(tmp_path / "clip.mp4", (11, 24, 24), fps=8).shape == (11, 3, 24, 24)  # 11 is not 1 + 4k
+    (tmp_path / "notes.txt").write_text("no media")
+    with pytest.raises(ValueError, match=r"notes\.txt: unknown extension: \.txt is none of"):
+        read_frames(tmp_path / "notes.txt", (1, 48, 48), fps=8)
+
+
+def test_another_codec_or_text_encoder_is_refused(tmp_path: Path, trained: dict[str, Any]) -> None:
+    trained["codec"] = CODEC
+    trained["text"] = TextEncoder(TextConfig()).identity()
+    sample(tmp_path / "same")
+    trained["text"] = "t" * 64
+    with pytest.raises(ValueError, match=r"the text encoder of r is not the one this model was trained with"):
+        sample(tmp_path / "text")
+    trained["codec"] = "d" * 64
+    with pytest.raises(ValueError, match=r"codec=codec is not the one this model was trained with \(ccc.*, not ddd"):
+        sample(tmp_path / "codec")
+    assert [path.name for path in tmp_path.iterdir()] == ["same"]
 
 
 @pytest.mark.usefixtures("trained")

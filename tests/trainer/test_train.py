@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from model.codec import CodecConfig, build_codec, save_codec
 from model.codec_patch import PatchCodecConfig
-from tests.trainer.run_case import MODEL, STEPS, environment, overrides
+from tests.trainer.run_case import MODEL, ROOT, STEPS, environment, overrides
 from trainer.checkpoint import CheckpointReader, committed_steps
+from trainer.compose import to_dataclass
+from trainer.config import TrainConfig
 from trainer.metrics import read_metrics
+from trainer.train import run
 
 LONG = 60
 
@@ -60,7 +64,8 @@ def test_one_process_without_a_launcher_stops_at_ctrl_c_goes_on_and_says_when_it
     assert len(list((folder / "wandb").glob(f"offline-run-*-{run_id}/*.wandb"))) >= 1
 
     before = tree(folder)
-    assert f"step {LONG} of {LONG} is done; raise run.steps to go on" in commands.run(words, cwd=inputs).ok().err
+    done = f"step {LONG} of {LONG} is done; to go on, raise run.steps with allow_changes=true"
+    assert done in commands.run(words, cwd=inputs).ok().err
     assert tree(folder) == before
 
 
@@ -98,7 +103,8 @@ def test_overfitting_a_few_samples_lowers_the_loss_far(commands, inputs):
     assert losses[0] == pytest.approx(2, rel=0.2), "what predicting zero for white latents costs"
     assert len(losses) == 400
     assert sum(losses[-50:]) / 50 < 0.7, "a model that learned no sample by heart stays near 1"
-    assert [path.name for path in (inputs / "overfit").iterdir()] == ["metrics.jsonl"]
+    written = sorted(path.name for path in (inputs / "overfit").iterdir())
+    assert written == ["config.yaml", "log.txt", "metrics.jsonl"], "no checkpoints"
 
 
 @pytest.mark.parametrize(("layout", "ranks"), [("single", 1), ("tp2_pp2", 4)])
@@ -116,6 +122,17 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(commands, inputs, layout, 
     ]
     assert ended.others == ""
     assert tree(inputs) == before
+
+
+def test_threads_are_left_to_the_launcher_unless_a_run_sets_them(inputs, monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    monkeypatch.chdir(inputs)
+    for own in ([], ["run.threads_per_rank=3"]):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            composed = compose("train", [*overrides(folder="threads"), "dry_run=true", *own])
+        assert run(to_dataclass(TrainConfig, composed)) == 0
+    assert asked == [3]
 
 
 MISTAKES = {
@@ -161,7 +178,7 @@ def test_other_settings_at_resume_are_refused_unless_allowed(commands, inputs):
     changes |= {"run__steps": 6, "schedule__lr": 1e-3, "optim__weight_decay": 0.5}
     sentence = commands.run(overrides(**changes), cwd=inputs).refused()
     assert "changed/checkpoints/step_00000004 was saved under other settings" in sentence
-    assert "optim.weight_decay: 0.01 -> 0.5; schedule.lr: 0.003 -> 0.001" in sentence
+    assert "optim.weight_decay: 0.01 -> 0.5; run.steps: 4 -> 6; schedule.lr: 0.003 -> 0.001" in sentence
     assert "allow_changes=true" in sentence
     assert tree(inputs) == before
     allowed = commands.run([*overrides(**changes), "allow_changes=true"], cwd=inputs).ok()

@@ -91,6 +91,17 @@ def test_replace_starts_again(clips, tmp_path):
     assert len([row for row in rows if "grad_norm" in row]) == 2
 
 
+def test_replace_keeps_the_trained_codec_until_the_new_training_can_start(clips, finished, tmp_path):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    config = replace(make_config(clips, finished, steps=3), replace=True)
+    assert run(replace(config, dry_run=True)) == 0
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "clips-000000.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match="no clip to train on"):
+        run(replace(config, clips=str(tmp_path / "broken")))
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
 def test_a_codec_from_elsewhere_is_not_overwritten(clips, finished, tmp_path):
     save_codec(load_codec(finished), tmp_path / "imported")
     with pytest.raises(ValueError, match="not trained there"):

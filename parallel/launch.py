@@ -1,0 +1,48 @@
+"""Which process of how many this is, as the launcher says; light enough for every command to ask."""
+
+import os
+from dataclasses import dataclass
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Which process of how many this is."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @staticmethod
+    def from_environment() -> "Launch":
+        """As set by torchrun, else by srun, else one process alone.
+
+        Raises:
+            ValueError: srun started several tasks without saying where they meet.
+        """
+        launch = Launch.named()
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if launch.world_size > 1 and missing:
+            raise ValueError(
+                f"{launch.world_size} processes were started, but {' and '.join(missing)} is not set, so they cannot "
+                "meet; start them with torchrun or through slurm/train.sbatch, or export it."
+            )
+        return launch
+
+    @staticmethod
+    def require_single(command: str) -> None:
+        """ValueError where a launcher started several processes: each would write the same files."""
+        started = Launch.named().world_size
+        if started > 1:
+            raise ValueError(f"{command} is for one process, but {started} were started: start it without a launcher")
+
+    @staticmethod
+    def named() -> "Launch":
+        """The same, whether or not the processes can meet."""
+        for names in (_TORCHRUN, _SRUN):
+            if all(name in os.environ for name in names):
+                rank, world_size, local_rank = (int(os.environ[name]) for name in names)
+                return Launch(rank=rank, world_size=world_size, local_rank=local_rank)
+        return Launch(rank=0, world_size=1, local_rank=0)
