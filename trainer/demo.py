@@ -20,6 +20,7 @@ from types import FrameType
 
 from trainer.compose import user_errors
 from trainer.demo_page import ATTRIBUTION, write_page
+from trainer.signals import EXIT_STOPPED
 
 RANKS = 4
 PYTHON = (sys.executable, "-m")
@@ -166,7 +167,12 @@ class Ledger:
 
 
 def run_phases(todo: list[Phase], ledger: Ledger) -> None:
-    """Run what does not stand, and all that follows it; ValueError names the phase that failed."""
+    """Run what does not stand, and all that follows it.
+
+    Raises:
+        ValueError: a phase failed; the message names it.
+        Stopped: a phase was asked to stop, and has saved.
+    """
     chain, stands = "", True
     for number, phase in enumerate(todo, 1):
         chain = hashlib.sha256("\n".join((chain, *phase.command[1:])).encode()).hexdigest()[:16]
@@ -184,6 +190,8 @@ def run_phases(todo: list[Phase], ledger: Ledger) -> None:
             ledger.record(phase, chain, time.monotonic() - start, is_done=False)
             raise
         ledger.record(phase, chain, time.monotonic() - start, is_done=code == 0)
+        if code == EXIT_STOPPED:
+            raise Stopped
         if code:
             raise ValueError(f"demo: «{phase.title}» ended with exit code {code}; `make demo` goes on from there")
 

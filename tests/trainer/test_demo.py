@@ -16,10 +16,11 @@ from data.split import split_of
 from trainer.codec_config import TrainVaeConfig
 from trainer.compose import to_dataclass
 from trainer.config import TrainConfig
-from trainer.demo import HELDOUT_CLIP, HELDOUT_PROMPT, PROMPTS, Ledger, Phase, phases, run_phases
+from trainer.demo import HELDOUT_CLIP, HELDOUT_PROMPT, PROMPTS, Ledger, Phase, Stopped, phases, run_phases
 from trainer.encode import EncodeConfig
 from trainer.evaluate import EvaluateConfig
 from trainer.sample import SampleConfig
+from trainer.signals import EXIT_STOPPED
 
 CONF = Path(__file__).parents[2] / "conf"
 CONFIGS = {
@@ -107,6 +108,13 @@ def test_a_failed_phase_is_named_and_tried_again(tmp_path):
     run_phases(todo, ledger)
     assert [runs(phase) for phase in todo] == [1, 1]
     assert ledger.seconds["b"] > failed["seconds"], "seconds of both attempts count"
+
+
+def test_a_phase_that_was_stopped_and_has_saved_is_no_failure(tmp_path):
+    todo = [writing(tmp_path, "a", f"import sys\nsys.exit({EXIT_STOPPED})")]
+    with pytest.raises(Stopped):
+        run_phases(todo, Ledger(tmp_path / "phases.json"))
+    assert not json.loads((tmp_path / "phases.json").read_text())["a"]["is_done"]
 
 
 SAVES_WHEN_STOPPED = """
