@@ -2,6 +2,7 @@
 
 import html
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -40,7 +41,10 @@ def summary_rows(folder: Path, seconds: dict[str, float]) -> list[tuple[str, str
     if SETUP_SECONDS.is_file():
         seconds = {"set-up": float(SETUP_SECONDS.read_text()), **seconds}
     return [
-        *[(f"PSNR {name}", f"{value:.2f} dB") for name, value in quality["heldout_psnr"].items()],
+        *[
+            (f"PSNR {name}", f"{value:.2f} dB")
+            for name, value in sorted(quality["heldout_psnr"].items(), key=itemgetter(1))
+        ],
         ("training loss", f"{training[0]['loss']:.3f} -> {training[-1]['loss']:.3f}"),
         ("held-out loss", f"{heldout[0]['heldout/loss']:.3f} -> {heldout[-1]['heldout/loss']:.3f}"),
         ("of the zero predictor's", f"{heldout[-1]['heldout/ratio_to_zero']:.3f}"),
