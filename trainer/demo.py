@@ -235,6 +235,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"))
     parser.add_argument("--cache", type=Path, default=Path(".cache/downloads"))
     arguments = parser.parse_args()
+    if arguments.folder.exists() and not arguments.folder.is_dir():
+        raise ValueError(f"--folder={arguments.folder} is a file: give a folder for the demo's results")
     signal.signal(signal.SIGTERM, _terminate)
     (arguments.folder / "heldout").mkdir(parents=True, exist_ok=True)
     ledger = Ledger(arguments.folder / "phases.json")

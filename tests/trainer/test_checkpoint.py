@@ -122,6 +122,7 @@ def test_another_ranks_failure_is_raised_here_too(tmp_path: Path, tensors: dict[
 def test_prune_keeps_the_newest(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     for step in (1, 2, 3):
         save(tmp_path, tensors, step)
+    (tmp_path / "step_00000004.tmp").mkdir()  # a save that was killed
     prune_checkpoints(tmp_path, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
     prune_checkpoints(tmp_path, keep=0)

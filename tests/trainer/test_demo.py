@@ -16,7 +16,7 @@ from data.split import split_of
 from trainer.codec_config import TrainVaeConfig
 from trainer.compose import to_dataclass
 from trainer.config import TrainConfig
-from trainer.demo import HELDOUT_CLIP, HELDOUT_PROMPT, PROMPTS, Ledger, Phase, Stopped, phases, run_phases
+from trainer.demo import HELDOUT_CLIP, HELDOUT_PROMPT, PROMPTS, Ledger, Phase, Stopped, main, phases, run_phases
 from trainer.encode import EncodeConfig
 from trainer.evaluate import EvaluateConfig
 from trainer.sample import SampleConfig
@@ -162,3 +162,11 @@ def test_a_stop_waits_until_the_phase_has_saved(tmp_path, reaches_group):
         demo.kill()
     assert saved.exists()
     assert not json.loads((tmp_path / "phases.json").read_text())["a"]["is_done"]
+
+
+def test_a_file_for_a_folder_is_refused(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["demo", "--folder", str(tmp_path / "file")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"--folder={tmp_path}/file is a file: give a folder" in caplog.text

@@ -221,3 +221,9 @@ def test_one_rank_that_cannot_write_ends_all_ranks_with_one_sentence(commands, i
     sentence = commands.run(words, cwd=inputs, ranks=2, event=event).refused()
     assert re.search(r"step_00000010 was not written \(rank 1: .*too large", sentence)
     assert [path.name for path in (inputs / "limited/checkpoints").iterdir()] == ["step_00000005"]
+
+
+def test_a_record_that_rank_0_alone_cannot_write_ends_all_ranks_with_one_sentence(commands, inputs):
+    (inputs / "taken").write_text("a file")
+    sentence = commands.run([*overrides(folder="taken"), "parallel=pp2"], cwd=inputs, ranks=2).refused()
+    assert "taken could not be written (File exists)" in sentence
