@@ -1,6 +1,6 @@
 # make demo | test | check | bench | format | clean. Each sets up its virtual environment by itself, once.
 #   make test TESTS=tests/model          a part of the suite
-#   make test PYTHON=python3.12          another Python, in an environment of its own (.venv-python3.12)
+#   make test PYTHON=python3.12          another Python, in an environment of its own (.venv-python3.12); a path will do
 SHELL := /bin/bash
 DEFAULT_PYTHON := $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 PYTHON ?= $(DEFAULT_PYTHON)

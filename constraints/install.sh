@@ -1,10 +1,20 @@
 #!/usr/bin/env bash
 # Makes the virtual environment: install.sh FOLDER PYTHON STAMP. Called by make; safe to interrupt and to repeat.
 set -euo pipefail
+shopt -s extglob
 venv=$1 python=$2 stamp=$3
 log=$venv/install.log
 unfinished=$venv/.unfinished
 
+# pyenv answers to the name of every version it has, but runs only those switched on: take its newest by the path.
+if ! "$python" -c '' 2>/dev/null; then
+    found=$(ls -d "$(pyenv root 2>/dev/null)"/versions/+([0-9.])/bin/"$python" 2>/dev/null | sort -V | tail -n 1) || true
+    python=${found:-$python}
+fi
+"$python" -c '' 2>/dev/null || {
+    echo "error: $python does not run here; install it, or name another with make PYTHON=/path/to/python" >&2
+    exit 2
+}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "error: $python is not Python 3.11 or later; name one with make PYTHON=python3.11" >&2
     exit 2

@@ -30,8 +30,10 @@ class Sample:
     key: str
     index: int
     """Row of the manifest."""
-    latent_CTHW: Tensor
-    """float32, normalised."""
+    latent_shape: tuple[int, int, int, int]
+    """(C, T, H, W), from the manifest."""
+    latent_CTHW: Tensor | None
+    """float32, normalised; None where latents are not read."""
     text: dict[str, Tensor]
     """Caption kind -> embedding `[n, E]` float32, valid tokens only."""
     captions: dict[str, str]
@@ -41,14 +43,18 @@ class Sample:
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.latent_CTHW, *self.text.values()))
+        return sum(tensor.nbytes for tensor in (self.latent_CTHW, *self.text.values()) if tensor is not None)
 
 
 class SampleReader:
-    """Reads samples of one manifest by row, checking every byte it hands out."""
+    """Reads samples of one manifest by row, checking every byte it hands out.
 
-    def __init__(self, manifest: Manifest) -> None:
+    Without `latents` the samples have none, and their bytes are not read.
+    """
+
+    def __init__(self, manifest: Manifest, *, latents: bool = True) -> None:
         self.manifest = manifest
+        self._wanted = tuple(member for member in MEMBERS if latents or member != "latent")
         self._files: OrderedDict[str, int] = OrderedDict()
 
     def read(self, row: int, *, caption_kind: str | None = None) -> Sample:
@@ -56,17 +62,17 @@ class SampleReader:
         place = self.manifest.row(row)
         where = f"{self.manifest.folder / place['shard']}: sample {place['key']}"
         members = self._members(place, where)
+        latent_CTHW = None
         try:
-            latent_CTHW = safetensors.torch.load(members["latent"])["latent"].float()
+            if "latent" in members:
+                latent_CTHW = safetensors.torch.load(members["latent"])["latent"].float()
             text = {kind: value.float() for kind, value in safetensors.torch.load(members["text"]).items()}
             captions = json.loads(members["json"])["captions"]
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where} cannot be read ({error!r}): encode the clips again") from error
-        grid = (place["grid_t"], place["grid_h"], place["grid_w"])
-        if tuple(latent_CTHW.shape[1:]) != grid:
-            raise ValueError(f"{where} has grid {tuple(latent_CTHW.shape[1:])}, the manifest says {grid}: encode again")
-        if not bool(torch.isfinite(latent_CTHW).all()):
-            raise ValueError(f"{where} has NaN or Inf in its latent: encode the clips again")
+        shape = (self.manifest.identity.latent_channels, place["grid_t"], place["grid_h"], place["grid_w"])
+        if latent_CTHW is not None:
+            _check_latent(latent_CTHW, shape, where)
         if caption_kind is not None:
             if caption_kind not in text:
                 raise ValueError(f"{where} has no caption {caption_kind!r}, but {', '.join(sorted(text))}")
@@ -74,6 +80,7 @@ class SampleReader:
         return Sample(
             key=place["key"],
             index=row,
+            latent_shape=shape,
             latent_CTHW=latent_CTHW,
             text=text,
             captions=captions,
@@ -83,18 +90,20 @@ class SampleReader:
         )
 
     def _members(self, place: dict[str, Any], where: str) -> dict[str, bytes]:
-        """The bytes of all members by one read, each checked against the manifest."""
-        first = min(place[f"{member}_offset"] for member in MEMBERS)
-        end = max(place[f"{member}_offset"] + place[f"{member}_size"] for member in MEMBERS)
-        try:
-            data = os.pread(self._file(place["shard"]), end - first, first)
-        except OSError as error:
-            raise ValueError(f"{where} cannot be read ({error.strerror}): restore the shard") from error
+        """The bytes of the wanted members, neighbours by one read, each checked against the manifest."""
         members = {}
-        for member in MEMBERS:
-            start = place[f"{member}_offset"] - first
-            members[member] = data[start : start + place[f"{member}_size"]]
-            if crc32(members[member]) != place[f"{member}_crc32"]:
+        for run in _neighbours(place, self._wanted):
+            first = place[f"{run[0]}_offset"]
+            end = place[f"{run[-1]}_offset"] + place[f"{run[-1]}_size"]
+            try:
+                data = os.pread(self._file(place["shard"]), end - first, first)
+            except OSError as error:
+                raise ValueError(f"{where} cannot be read ({error.strerror}): restore the shard") from error
+            for member in run:
+                start = place[f"{member}_offset"] - first
+                members[member] = data[start : start + place[f"{member}_size"]]
+        for member, content in members.items():
+            if crc32(content) != place[f"{member}_crc32"]:
                 raise ValueError(
                     f"{where}: its {member} is damaged (wrong checksum): restore the shard, or encode the clips again"
                 )
@@ -115,6 +124,24 @@ class SampleReader:
             os.close(self._files.popitem()[1])
 
 
+def _neighbours(place: dict[str, Any], wanted: tuple[str, ...]) -> list[list[str]]:
+    """Wanted members in the order of their bytes; those with one between them that is not wanted are apart."""
+    runs: list[list[str]] = [[]]
+    for member in sorted(MEMBERS, key=lambda member: place[f"{member}_offset"]):
+        if member in wanted:
+            runs[-1].append(member)
+        else:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def _check_latent(latent_CTHW: Tensor, shape: tuple[int, ...], where: str) -> None:
+    if tuple(latent_CTHW.shape) != shape:
+        raise ValueError(f"{where} has shape {tuple(latent_CTHW.shape)}, the manifest says {shape}: encode again")
+    if not bool(torch.isfinite(latent_CTHW).all()):
+        raise ValueError(f"{where} has NaN or Inf in its latent: encode the clips again")
+
+
 def read_sample(manifest: Manifest, row: int, caption_kind: str | None = None) -> Sample:
     """One sample of a manifest, checked; for many, keep a `SampleReader`."""
     reader = SampleReader(manifest)
@@ -125,8 +152,20 @@ def read_sample(manifest: Manifest, row: int, caption_kind: str | None = None) -
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankShare:
+    """What of each step one rank reads: packs r, r + n, ... for data rank r of n, with or without their latents."""
+
+    data_rank: int = 0
+    data_size: int = 1
+    latents: bool = True
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.data_rank < self.data_size, self
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepData:
-    """What one data rank trains on in one step, and what all of them do."""
+    """What one rank trains on in one step, and what all data ranks do."""
 
     position_after: Position
     packs: tuple[tuple[Sample, ...], ...]
@@ -144,7 +183,7 @@ class StepData:
 class Loader(Iterator[StepData]):
     """Endless steps from a position on, read ahead by a thread. Use as a context manager.
 
-    Data rank r of n reads packs r, r + n, ... of each step. An error of the thread is raised by `next`.
+    An error of the thread is raised by `next`.
     """
 
     def __init__(
@@ -153,20 +192,19 @@ class Loader(Iterator[StepData]):
         *,
         start: Position | None = None,
         packs_per_step: int,
-        data_rank: int = 0,
-        data_size: int = 1,
+        share: RankShare | None = None,
         prefetch_steps: int = 2,
         cache_bytes: int = 256 << 20,
     ) -> None:
-        if packs_per_step < 1 or packs_per_step % data_size:
+        self.share = share or RankShare()
+        ranks = self.share.data_size
+        if packs_per_step < 1 or packs_per_step % ranks:
             raise ValueError(
-                f"data.packs_per_step={packs_per_step} must be a multiple of the {data_size} data-parallel ranks: "
-                f"take {max(1, round(packs_per_step / data_size)) * data_size}"
+                f"data.packs_per_step={packs_per_step} must be a multiple of the {ranks} data-parallel ranks: "
+                f"take {max(1, round(packs_per_step / ranks)) * ranks}"
             )
-        assert 0 <= data_rank < data_size
         self.plan, self.packs_per_step = plan, packs_per_step
-        self.data_rank, self.data_size = data_rank, data_size
-        self._reader = SampleReader(plan.manifest)
+        self._reader = SampleReader(plan.manifest, latents=self.share.latents)
         self._cache = _SampleCache(cache_bytes)
         self._queue: queue.Queue[StepData | Exception] = queue.Queue(maxsize=max(1, prefetch_steps))
         self._stop = threading.Event()
@@ -218,7 +256,7 @@ class Loader(Iterator[StepData]):
 
     def _read_step(self, position: Position) -> StepData:
         planned, after = self.plan.step(position, self.packs_per_step)
-        mine = planned[self.data_rank :: self.data_size]
+        mine = planned[self.share.data_rank :: self.share.data_size]
         return StepData(
             position_after=after,
             packs=tuple(self._read_pack(pack) for pack in mine),

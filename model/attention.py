@@ -1,7 +1,8 @@
 """Attention inside the segments of a pack.
 
-Shapes: L query tokens of a pack, l those of one sequence shard, K key tokens, D width, f = D / tensor_size features
-and H heads of one tensor shard, d features of a head, r = d / 2, S segments.
+Shapes: L tokens of a pack, M those of one context shard, l those of one shard of the residual stream, K key tokens,
+D width, f features and H heads of one tensor shard, h those of one context shard of them, d features of a head,
+r = d / 2, S segments.
 """
 
 from dataclasses import dataclass
@@ -43,8 +44,11 @@ def packed_attention(q_LHd: Tensor, k_KHd: Tensor, v_KHd: Tensor, queries: Segme
         assert isinstance(out, Tensor)
         return out
     segments = zip(q_LHd.split(queries.lengths), k_KHd.split(keys.lengths), v_KHd.split(keys.lengths), strict=True)
-    # Heads lead through a transposed view: SDPA takes strides, so nothing is copied.
-    out_HLd = [scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in qkv))[0] for qkv in segments]
+    # Heads lead through a transposed view: SDPA takes strides, so nothing is copied. A context shard need not have
+    # tokens of every segment.
+    out_HLd = [
+        scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in qkv))[0] for qkv in segments if len(qkv[0])
+    ]
     return torch.cat([out.transpose(0, 1) for out in out_HLd])
 
 
@@ -66,15 +70,24 @@ class Attention(nn.Module):
     def forward(
         self, x_lD: Tensor, source_KD: Tensor, queries: Segments, keys: Segments, rotation_L1r: Tensor | None
     ) -> Tensor:
-        """Attend from `x_lD` to `source_KD` (`x_lD` again for self-attention); returns `[l, D]`."""
-        if source_KD is x_lD:
-            q_Lf, k_Kf, v_Kf = self.layers.project(x_lD, (self.query, self.key, self.value))
+        """Attend from `x_lD` to `source_KD`; returns `[l, D]`.
+
+        With `x_lD` itself as the source, all tokens attend to all, with positions. Another source is the text, which
+        every rank has whole: its queries stay where they are, and `queries` are those of this context shard.
+        """
+        to_itself = source_KD is x_lD
+        if to_itself:
+            q_Mf, k_Kf, v_Kf = self.layers.project(x_lD, (self.query, self.key, self.value))
         else:
-            (q_Lf,) = self.layers.project(x_lD, (self.query,))
+            (q_Mf,) = self.layers.project(x_lD, (self.query,))
             k_Kf, v_Kf = self.layers.project(source_KD, (self.key, self.value))
-        q_Lf, k_Kf = self.layers.normalise((self.query_norm, self.key_norm), (q_Lf, k_Kf))
-        q_LHd, k_KHd, v_KHd = (rearrange(x_Lf, "L (H d) -> L H d", d=self.head_dim) for x_Lf in (q_Lf, k_Kf, v_Kf))
-        if rotation_L1r is not None:
-            q_LHd, k_KHd = rotate(q_LHd, rotation_L1r), rotate(k_KHd, rotation_L1r)
-        out_LHd = packed_attention(q_LHd, k_KHd, v_KHd, queries, keys)
-        return self.output(rearrange(out_LHd, "L H d -> L (H d)"))
+        q_Mf, k_Kf = self.layers.normalise((self.query_norm, self.key_norm), (q_Mf, k_Kf))
+        q_MHd, k_KHd, v_KHd = (rearrange(x_Nf, "N (H d) -> N H d", d=self.head_dim) for x_Nf in (q_Mf, k_Kf, v_Kf))
+        if to_itself:
+            assert rotation_L1r is not None
+            q_Lhd, k_Lhd, v_Lhd = self.layers.gather_tokens((q_MHd, k_KHd, v_KHd))
+            q_Lhd, k_Lhd = rotate(q_Lhd, rotation_L1r), rotate(k_Lhd, rotation_L1r)
+            out_MHd = self.layers.gather_heads(packed_attention(q_Lhd, k_Lhd, v_Lhd, queries, keys))
+        else:
+            out_MHd = packed_attention(q_MHd, k_KHd, v_KHd, queries, keys)
+        return self.output(rearrange(out_MHd, "M H d -> M (H d)"))

@@ -1,6 +1,6 @@
 """One block of the DiT: self-attention, cross-attention to text and an MLP, modulated by noise level.
 
-Shapes: L tokens of a pack, l those of one sequence shard, D width, R conditioning rows, K text tokens.
+Shapes: L tokens of a pack, l those of one shard of the residual stream, D width, R conditioning rows, K text tokens.
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,8 @@ class BlockContext:
     text_KD: Tensor
     rotation_L1r: Tensor
     video: Segments
+    video_here: Segments
+    """What of the video's segments lies in this context shard."""
     text: Segments
 
 
@@ -74,7 +76,7 @@ class Block(nn.Module):
 
         weight_D, bias_D = (self.layers.replicated(p) for p in (self.cross_norm.weight, self.cross_norm.bias))
         h_lD = layer_norm(widen(x_lD), x_lD.shape[-1:], widen(weight_D), widen(bias_D), self.eps).to(x_lD.dtype)
-        x_lD = x_lD + self.cross_attention(h_lD, context.text_KD, context.video, context.text, None)
+        x_lD = x_lD + self.cross_attention(h_lD, context.text_KD, context.video_here, context.text, None)
 
         h_lD = modulated_norm(x_lD, mlp_shift_lD, mlp_scale_lD, self.eps)
         h_lD = self.mlp_out(gelu(self.mlp_in(h_lD), approximate="tanh"))

@@ -38,6 +38,10 @@ class Conditioning(nn.Module):
         self.text_in = nn.Linear(text_dim, dim)
         self.text_out = nn.Linear(dim, dim)
 
+    def forward(self, time_R: Tensor, is_condition_R: Tensor, text_KE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embedding `[R, D]` and modulations `[R, 6, D]` of the rows, and the text `[K, D]`."""
+        return *self.embed_time(time_R, is_condition_R), self.embed_text(text_KE)
+
     def embed_time(self, time_R: Tensor, is_condition_R: Tensor) -> tuple[Tensor, Tensor]:
         """Embedding of each row `[R, D]`, which the head reads, and its six modulations `[R, 6, D]` for the blocks."""
         sinusoid_RF = time_sinusoid(time_R, self.time_freq_dim).to(self.time_in.weight.dtype)

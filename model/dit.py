@@ -1,9 +1,10 @@
 """The video diffusion transformer: packed latent patches in, a velocity for each out.
 
-Shapes: L tokens of a pack, l those of one sequence shard, P values of a patch, D width, R conditioning rows,
-K text tokens, E their width.
+Shapes: L tokens of a pack, M those of one context shard, l those of one shard of the residual stream, P values of a
+patch, D width, R conditioning rows, K text tokens, E their width.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -72,7 +73,7 @@ class DiTConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """The part of a DiT one pipeline stage holds: blocks [first_block, end_block) and maybe either end."""
+    """A run of a DiT's blocks, [first_block, end_block), and maybe either end."""
 
     first_block: int
     end_block: int
@@ -82,6 +83,24 @@ class Stage:
     @staticmethod
     def whole(config: DiTConfig) -> "Stage":
         return Stage(0, config.num_blocks, True, True)
+
+
+RunBlock = Callable[[nn.Module, Tensor, BlockContext], Tensor]
+"""Applies a block to the residual stream `[l, D]`."""
+
+
+class PatchEmbedding(nn.Linear):
+    """Patches to the residual stream."""
+
+    def __init__(self, config: DiTConfig, layers: Layers) -> None:
+        super().__init__(config.patch_values_in, config.dim)
+        self.layers = layers
+
+    def forward(self, patch_LP: Tensor) -> Tensor:
+        """All patches of a pack to this rank's shard of the stream: `[L, P] -> [l, D]`."""
+        # Scattered first, so that each rank embeds its own tokens only: the weights' gradients are then partial.
+        patch_lP = self.layers.scatter_sequence(patch_LP)
+        return linear(patch_lP, self.layers.replicated(self.weight), self.layers.replicated(self.bias))
 
 
 class Head(nn.Module):
@@ -104,58 +123,56 @@ class Head(nn.Module):
 
 
 class VideoDiT(nn.Module):
-    """A DiT, or the stage of one; weight-compatible with Wan 2.1 and 2.2 text-to-video (`model.wan_weights`).
+    """A DiT, or stages of one; weight-compatible with Wan 2.1 and 2.2 text-to-video (`model.wan_weights`).
 
-    Parameter names are global: block 7 is `blocks.7` whatever the stage. `conditioning` is on every stage.
-    Weights hold torch's defaults until `model.init` or a checkpoint fills them.
+    Parameter names are global: block 7 is `blocks.7` whatever the stage. `conditioning` is there once, however many
+    stages this module holds. Weights hold torch's defaults until `model.init` or a checkpoint fills them.
     """
 
-    def __init__(self, config: DiTConfig, *, layers: Layers = DENSE, stage: Stage | None = None) -> None:
+    def __init__(self, config: DiTConfig, *, layers: Layers = DENSE, stages: Sequence[Stage] | None = None) -> None:
         super().__init__()
-        stage = stage or Stage.whole(config)
-        assert 0 <= stage.first_block <= stage.end_block <= config.num_blocks, stage
+        self.stages = tuple(stages or [Stage.whole(config)])
+        assert all(0 <= s.first_block <= s.end_block <= config.num_blocks for s in self.stages), self.stages
         self.config = config
         self.layers = layers
-        self.stage = stage
         self.conditioning = Conditioning(config.dim, config.text_dim, config.time_freq_dim)
-        if stage.has_input:
-            self.patch_embedding = nn.Linear(config.patch_values_in, config.dim)
-        blocks = range(stage.first_block, stage.end_block)
+        if any(stage.has_input for stage in self.stages):
+            self.patch_embedding = PatchEmbedding(config, layers)
+        blocks = [i for stage in self.stages for i in range(stage.first_block, stage.end_block)]
         self.blocks = nn.ModuleDict(
             {str(i): Block(config.num_heads, config.head_dim, config.ffn_dim, config.eps, layers) for i in blocks}
         )
-        if stage.has_output:
+        if any(stage.has_output for stage in self.stages):
             self.head = Head(config, layers)
+        self.run_block: RunBlock = nn.Module.__call__
+        """How a block is applied: replaced to compute its activations again in the backward pass."""
 
-    def forward(self, inputs: PackedInputs, hidden_lD: Tensor | None = None) -> Tensor:
-        """Run the stage.
+    def forward(self, inputs: PackedInputs, hidden_lD: Tensor | None = None, *, stage: int = 0) -> Tensor:
+        """Run the stage of that number among those this module holds.
 
-        Returns the prediction `[L, P]` of all tokens where the stage has the output, else the residual stream
-        `[l, D]`; `hidden_lD` is the stream of the stage before, None where this stage has the input.
+        Returns the prediction `[M, P]` of this context shard's tokens where the stage has the output, else the
+        residual stream `[l, D]`; `hidden_lD` is the stream of the stage before, None where the stage has the input.
         """
-        assert (hidden_lD is None) == self.stage.has_input, "the first stage reads patches, the others a stream"
+        part = self.stages[stage]
+        assert (hidden_lD is None) == part.has_input, "the first stage reads patches, the others a stream"
         if hidden_lD is None:
-            hidden_lD = self.embed_patches(inputs.patch_LP)
+            assert inputs.patch_LP is not None, "the first stage reads patches"
+            hidden_lD = self.patch_embedding(inputs.patch_LP)
         row_l = self.layers.scatter_sequence(inputs.row_L)
-        time_RD, table_R6D = self.conditioning.embed_time(inputs.time_R, inputs.is_condition_R)
+        time_RD, table_R6D, text_KD = self.conditioning(inputs.time_R, inputs.is_condition_R, inputs.text_KE)
+        device, lengths = hidden_lD.device, inputs.segment_lengths
         context = BlockContext(
             table_R6D=widen(self.layers.replicated(table_R6D)),
             row_l=row_l,
-            text_KD=self.conditioning.embed_text(inputs.text_KE),
+            text_KD=text_KD,
             rotation_L1r=rotation_table(inputs.position_L3, self.config.head_dim, hidden_lD.dtype),
-            video=Segments.of(inputs.segment_lengths, hidden_lD.device),
-            text=Segments.of(inputs.text_lengths, hidden_lD.device),
+            video=Segments.of(lengths, device),
+            video_here=Segments.of(self.layers.local_lengths(lengths), device),
+            text=Segments.of(inputs.text_lengths, device),
         )
-        for block in self.blocks.values():
-            hidden_lD = block(hidden_lD, context)
-        if not self.stage.has_output:
+        for index in range(part.first_block, part.end_block):
+            hidden_lD = self.run_block(self.blocks[str(index)], hidden_lD, context)
+        if not part.has_output:
             return hidden_lD
         prediction_lP = self.head(hidden_lD, self.layers.replicated(time_RD), row_l)
         return self.layers.gather_sequence(prediction_lP)
-
-    def embed_patches(self, patch_LP: Tensor) -> Tensor:
-        """Patches of the pack to the residual stream of this shard: `[L, P] -> [l, D]`."""
-        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
-        # Scattered first, so that each rank embeds its own tokens only: the weights' gradients are then partial.
-        patch_lP = self.layers.scatter_sequence(patch_LP)
-        return linear(patch_lP, self.layers.replicated(weight), self.layers.replicated(bias))

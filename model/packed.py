@@ -20,8 +20,8 @@ class PackedInputs:
     downstream needs a special case; it carries no loss.
     """
 
-    patch_LP: Tensor
-    """Noised latent patches, each laid out (pt ph pw c)."""
+    patch_LP: Tensor | None
+    """Noised latent patches, each laid out (pt ph pw c); None where no stage of this rank reads them."""
     position_L3: Tensor
     """int64 patch index (t, h, w) inside the sample."""
     row_L: Tensor
@@ -39,7 +39,7 @@ class PackedInputs:
 
     @property
     def num_tokens(self) -> int:
-        return self.patch_LP.shape[0]
+        return self.position_L3.shape[0]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "PackedInputs":
         """Move all tensors; floating-point ones also take `dtype` (time stays float32 or wider)."""

@@ -11,6 +11,7 @@ for _message, _category in (
     ("Transformer Engine and Apex are not", UserWarning),
     ("Apex is not installed", UserWarning),
     ("full scope is deprecated", UserWarning),
+    (r"absl\.logging is not installed", UserWarning),  # from megatron-core 0.19
     (r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated", FutureWarning),
 ):
     warnings.filterwarnings("ignore", message=_message, category=_category)
@@ -19,3 +20,5 @@ for _logger in ("megatron", "DeepSpeed"):
 if not torch.cuda.is_available():
     # DeepSpeed, on import, would find the same with a warning.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # megatron-core 0.19 imports torch's CUDA compiler, which warns where `nvcc` is installed and no GPU is.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -1,13 +1,21 @@
-"""How many ways a run is split, checked before any process group exists."""
+"""How many ways a run is split. Light: it imports no engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Literal
+
+import torch
+
+Recompute = Literal["none", "selective", "full"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelDims:
-    """Sizes of the rank grid; fastest first: tensor, context, data, pipeline.
+    """Sizes of the rank grid, fastest first: tensor, context, data, pipeline; and what its ranks do about memory.
 
-    Raises ValueError for sizes that no model and no number of processes could make legal.
+    Which of them go together is told by `parallel.legality`. Raises ValueError for a value that is wrong by itself.
     """
 
     tensor: int = 1
@@ -15,45 +23,64 @@ class ParallelDims:
     sequence: bool = True
     """Share the residual stream over the tensor ranks too (Megatron sequence parallelism); idle with tensor=1."""
     context: int = 1
-    """Ranks that share a sequence inside attention; 1 in this version."""
+    """Ranks that share the tokens of a pack, and in attention the heads (Ulysses, Jacobs et al. 2023)."""
     pipeline: int = 1
     """Stages the blocks are cut into."""
+    virtual_pipeline: int = 1
+    """Stages of each pipeline rank; more than 1 interleaves them (Narayanan et al. 2021, section 2.2)."""
+    blocks_per_stage: tuple[int, ...] | None = None
+    """Blocks of each of the pipeline x virtual_pipeline stages in order; None cuts as evenly as possible."""
     data: int | None = None
     """Replicas that read different packs; None takes the processes that are left."""
     zero_stage: int = 1
-    """What the replicas share of the optimizer (DeepSpeed ZeRO); 1 in this version."""
+    """What data and context ranks share (DeepSpeed ZeRO): 1 optimizer state, 2 and gradients, 3 and weights."""
+    recompute: Recompute = "none"
+    """Activations computed again in the backward pass: none, the cheap ones (all but matmuls and attention), all."""
+    recompute_blocks: int | None = None
+    """Blocks of each stage that recompute, from its first; None is all of them."""
+    precision: Precision | None = None
+    """Type of weights and activations; float32 masters and sums beside bf16. None is bf16 on a GPU, fp32 on a CPU."""
     timeout_s: float = 1800.0
     """A collective that waits longer ends the run."""
 
     def __post_init__(self) -> None:
-        for name in ("tensor", "context", "pipeline", "data"):
+        for name in ("tensor", "context", "pipeline", "virtual_pipeline", "data"):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"parallel.{name} is {size}; it must be at least 1.")
-        if self.context != 1:
+        if self.zero_stage not in range(4):
+            raise ValueError(f"parallel.zero_stage is {self.zero_stage}; ZeRO has the stages 0, 1, 2 and 3.")
+        if self.recompute_blocks is not None and (self.recompute == "none" or self.recompute_blocks < 1):
             raise ValueError(
-                f"parallel.context is {self.context}, but context parallelism is not in this version; set "
-                "parallel.context=1 and shorten packs or raise parallel.tensor."
+                f"parallel.recompute_blocks is {self.recompute_blocks} with recompute={self.recompute}; give 1 or more "
+                "blocks together with recompute=selective or full, or leave it null."
             )
-        if self.zero_stage != 1:
+        if self.blocks_per_stage is not None and min(self.blocks_per_stage, default=0) < 1:
             raise ValueError(
-                f"parallel.zero_stage is {self.zero_stage}, but only ZeRO-1 is in this version (and the only stage "
-                "that works with pipeline > 1); set parallel.zero_stage=1."
+                f"parallel.blocks_per_stage is {list(self.blocks_per_stage)}; each stage needs 1 block or more."
             )
         if self.timeout_s <= 0:
             raise ValueError(f"parallel.timeout_s is {self.timeout_s}; it must be above 0.")
 
     @property
     def model_size(self) -> int:
-        """Ranks that hold one copy of the model."""
+        """Ranks that hold one copy of the model and work on one pack."""
         return self.tensor * self.context * self.pipeline
 
     @property
     def shards_sequence(self) -> bool:
         return self.sequence and self.tensor > 1
 
+    @property
+    def stream_shards(self) -> int:
+        """Equal shards that the tokens of a pack are cut into."""
+        return self.context * (self.tensor if self.shards_sequence else 1)
+
     def resolve(self, world_size: int) -> "ParallelDims":
-        """The same dims with `data` filled in; raises ValueError where the sizes do not multiply to `world_size`."""
+        """The same dims with `data` and `precision` filled in for this machine and so many processes.
+
+        Raises ValueError where the sizes do not multiply to `world_size`.
+        """
         split = f"tensor x context x pipeline = {self.tensor} x {self.context} x {self.pipeline} = {self.model_size}"
         if world_size % self.model_size:
             raise ValueError(
@@ -66,44 +93,36 @@ class ParallelDims:
                 f"parallel.data is {self.data}, but {world_size} processes / ({split}) = {data}; set parallel.data="
                 f"{data} (or leave it null), or start {self.model_size * self.data} processes."
             )
-        return replace(self, data=data)
+        return replace(self, data=data, precision=self.precision or ("bf16" if torch.cuda.is_available() else "fp32"))
 
-    def check_model(self, *, num_heads: int, ffn_dim: int, num_blocks: int) -> None:
-        """Raise ValueError where a model of this size cannot be split this way."""
-        for what, size in (("model.num_heads", num_heads), ("model.ffn_dim", ffn_dim)):
-            if size % self.tensor:
-                raise ValueError(
-                    f"parallel.tensor={self.tensor} does not divide {what}={size} ({size} = {size // self.tensor} x "
-                    f"{self.tensor} + {size % self.tensor}); the nearest sizes that divide num_heads and ffn_dim are "
-                    f"{_nearest_common_divisors(self.tensor, num_heads, ffn_dim)}."
-                )
-        if self.pipeline > num_blocks:
-            raise ValueError(
-                f"parallel.pipeline={self.pipeline} stages need a block each, but model.num_blocks is {num_blocks}; "
-                f"set parallel.pipeline={num_blocks} or less."
-            )
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations; needs resolved dims."""
+        assert self.precision is not None, "resolve(world_size) comes first"
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
-    def check_packs(self, *, tokens_per_pack: int, packs_per_step: int) -> None:
-        """Raise ValueError where packs of this size and number cannot be shared; needs resolved dims."""
-        assert self.data is not None, "resolve(world_size) comes first"
-        shards = self.context * (self.tensor if self.shards_sequence else 1)
-        if tokens_per_pack < 1 or tokens_per_pack % shards:
-            below, above = _neighbours(tokens_per_pack, shards)
-            raise ValueError(
-                f"data.tokens_per_pack={tokens_per_pack} cannot be cut into {shards} equal shards (parallel.tensor="
-                f"{self.tensor} with sequence parallelism x context={self.context}); use {below} or {above}."
-            )
-        if packs_per_step < 1 or packs_per_step % self.data:
-            below, above = _neighbours(packs_per_step, self.data)
-            raise ValueError(
-                f"data.packs_per_step={packs_per_step} cannot be shared by parallel.data={self.data} replicas "
-                f"({packs_per_step} = {packs_per_step // self.data} x {self.data} + {packs_per_step % self.data}); "
-                f"use {below} or {above}."
-            )
+    def describe(self) -> str:
+        """The layout in words."""
+        sizes = [f"{self.tensor} tensor" + (" with sequence parallelism" if self.shards_sequence else "")]
+        sizes += [f"{self.context} context"] if self.context > 1 else []
+        chunks = f" of {self.virtual_pipeline} stages each" if self.virtual_pipeline > 1 else ""
+        sizes += [f"{self.pipeline} pipeline{chunks}", f"{self.data} data"]
+        recompute = "" if self.recompute == "none" else f", {self.recompute} recomputation"
+        return f"{' x '.join(sizes)}, ZeRO-{self.zero_stage}, {self.precision}{recompute}"
+
+    def stages(self, num_blocks: int) -> list[tuple[int, int]]:
+        """Blocks [first, end) of each stage, in the order in which a pack meets them.
+
+        Stage k is on pipeline rank k % pipeline.
+        """
+        counts = self.blocks_per_stage or even_counts(num_blocks, self.pipeline * self.virtual_pipeline)
+        ends = list(accumulate(counts))
+        assert len(counts) == self.pipeline * self.virtual_pipeline and ends[-1] == num_blocks, counts
+        return [(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
-def split_blocks(num_blocks: int, stages: int) -> list[tuple[int, int]]:
-    """Blocks [first, end) of each stage, as even as possible.
+def even_counts(num_blocks: int, stages: int) -> list[int]:
+    """Blocks of each stage, as even as possible.
 
     Blocks left over go to middle stages first, then to the first: both ends carry an embedding or a head already.
     """
@@ -111,23 +130,32 @@ def split_blocks(num_blocks: int, stages: int) -> list[tuple[int, int]]:
     counts = [num_blocks // stages] * stages
     for stage in [*range(1, stages - 1), 0][: num_blocks % stages]:
         counts[stage] += 1
-    ends = [sum(counts[: stage + 1]) for stage in range(stages)]
-    return [(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return counts
 
 
-def _neighbours(value: int, factor: int) -> tuple[int, int]:
+def interleaving_group(packs: int, pipeline: int) -> int:
+    """Packs that go through one stage of a rank before its next stage's turn; needs `packs >= pipeline`.
+
+    Megatron-core wants at least `pipeline` of them, and as many in a last group that is smaller.
+    """
+    assert packs >= pipeline
+    return next(n for n in range(pipeline, packs + 1) if packs % n == 0 or packs % n >= pipeline)
+
+
+def neighbours(value: int, factor: int) -> tuple[int, int]:
     """The multiples of `factor` around `value`, both above 0."""
     below = max(value // factor, 1) * factor
     return below, below + factor
 
 
 def _nearest_worlds(world_size: int, model_size: int) -> str:
-    below, above = _neighbours(world_size, model_size)
+    below, above = neighbours(world_size, model_size)
     return f"start {below} processes" if world_size < model_size else f"start {below} or {above} processes"
 
 
-def _nearest_common_divisors(wanted: int, *sizes: int) -> str:
-    legal = [n for n in range(1, min(sizes) + 1) if all(size % n == 0 for size in sizes)]
-    below = max((n for n in legal if n < wanted), default=1)
-    above = min((n for n in legal if n > wanted), default=None)
-    return str(below) if above is None else f"{below} and {above}"
+def parts(sizes: Sequence[int], total: int) -> str:
+    """`12 = 5 x 2 + 2`, for errors: how `total` falls apart."""
+    factor = 1
+    for size in sizes:
+        factor *= size
+    return f"{total} = {total // factor} x {factor} + {total % factor}"

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from parallel.fragments import Fragments, Piece, Read
 from parallel.optim import AdamWConfig
 from parallel.pipeline import Microbatch, Pipeline
 from parallel.runtime import Grid
-from parallel.shard import is_on_every_stage, shard_of
+from parallel.shard import is_on_every_stage
 from parallel.stage import check_replicas, sum_over_stages
 from parallel.zero import ZeroOptimizer
 
@@ -38,17 +39,15 @@ class StepResult:
 class TrainEngine:
     """Trains one stage of a DiT together with the other ranks of its grid. Every method is collective."""
 
-    def __init__(self, grid: Grid, stage: VideoDiT, optim: AdamWConfig, *, dtype: torch.dtype | None = None) -> None:
-        """`stage` comes from `build_stage`, in float32; it runs in `dtype`: bfloat16 on a GPU, else float32."""
-        dtype = dtype or (torch.bfloat16 if grid.device.type == "cuda" else torch.float32)
-        assert dtype in (torch.float32, torch.bfloat16), dtype
-        check_replicas(grid, stage)
+    def __init__(self, grid: Grid, stage: VideoDiT, optim: AdamWConfig) -> None:
+        """`stage` comes from `build_stage`, in float32; it runs in the precision of the grid's dims."""
         initial = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
-        self.grid, self.stage = grid, stage.to(dtype)
-        self._zero = ZeroOptimizer(grid, stage, optim)
-        self._fragments = Fragments(grid, self._zero)
+        self.grid, self.stage = grid, stage.to(grid.dims.dtype)
         self._pipeline = Pipeline(grid, stage)
-        if dtype == torch.float32:
+        self._zero = ZeroOptimizer(grid, stage, optim)
+        check_replicas(grid, initial, self._zero.sharded)
+        self._fragments = Fragments(grid, self._zero)
+        if grid.dims.dtype == torch.float32 and grid.dims.zero_stage < 3:
             changed = [name for name, p in stage.named_parameters() if not torch.equal(p, initial[name])]
             assert not changed, f"DeepSpeed changed the weights of rank {grid.rank}: {changed}"
         else:
@@ -65,11 +64,15 @@ class TrainEngine:
         weight = float(self.grid.sum_over_data(local))
         if weight == 0:
             return StepResult(loss=0.0, grad_norm=0.0, skipped=True)
-        # DeepSpeed averages over the data ranks; the factor makes that a sum.
-        share = self._pipeline.forward_backward(microbatches, scale=self.grid.data_size / weight)
-        gradients = {name: self._zero.gradient(name) for name in self._zero.named}
-        sum_over_stages(self.grid, [g for name, g in gradients.items() if is_on_every_stage(name)])
-        loss, is_finite = self._agree(share / self.grid.data_size, list(gradients.values()))
+        # DeepSpeed averages over the replicas; the factor makes that a sum.
+        scale = self.grid.replica_size / weight
+        if self._zero.drives_backward:
+            share, gradients = self._through_deepspeed(microbatches, scale), {}
+        else:
+            share = self._pipeline.forward_backward(microbatches, scale=scale)
+            gradients = {name: self._zero.gradient(name) for name in self._zero.named}
+            sum_over_stages(self.grid, [g for name, g in gradients.items() if is_on_every_stage(name)])
+        loss, is_finite = self._agree(share / self.grid.replica_size, list(gradients.values()))
         if not is_finite:
             self._zero.drop_gradients()
             return StepResult(loss=loss, grad_norm=math.nan, skipped=True)
@@ -93,11 +96,8 @@ class TrainEngine:
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
         """Inside, the stage (and so `predict`) has the averaged weights; no step may be taken there."""
-        self._zero.publish(self._ema)
-        try:
+        with self._zero.published(self._ema):
             yield
-        finally:
-            self._zero.publish()
 
     def pieces(self, kinds: Iterable[str] = KINDS) -> Iterator[Piece]:
         """What this rank has to save: over all ranks, every element of every logical tensor once."""
@@ -110,7 +110,16 @@ class TrainEngine:
             self._fragments.fill(kind, self._flats(kind), read)
         self._zero.set_adam_steps(adam_steps)
         self._zero.publish()
-        check_replicas(self.grid, self.stage)
+        self.check_replicas()
+
+    def check_replicas(self) -> None:
+        """ValueError naming the parameters, and the ranks, where copies of one are no longer bit-equal."""
+        check_replicas(self.grid, self._zero.local_weights(), self._zero.sharded, cut=self._zero.zero_stage == 3)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What DeepSpeed says it does, of what changes numbers."""
+        return self._zero.settings
 
     def close(self) -> None:
         """Let go of the optimizer and its hooks; the grid is closed after it."""
@@ -135,7 +144,7 @@ class TrainEngine:
 
     def _agree(self, share: float, gradients: list[Tensor]) -> tuple[float, bool]:
         """The loss of the global batch, and whether it and the gradients of all ranks are finite."""
-        finite = torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+        finite = torch.stack(torch._foreach_norm(gradients)).isfinite().all() if gradients else True
         # The tensor ranks of a last stage all hold the same share.
         share = share if self.grid.tensor_rank == 0 else 0.0
         sums = torch.tensor([share, float(not finite)], dtype=torch.float64, device=self.grid.device)
@@ -143,9 +152,19 @@ class TrainEngine:
         loss, bad_ranks = sums.tolist()
         return loss, math.isfinite(loss) and not bad_ranks
 
+    def _through_deepspeed(self, microbatches: Sequence[Microbatch], scale: float) -> float:
+        """As `Pipeline.forward_backward`, but the gradients are partitioned as they come."""
+        share = 0.0
+        for pack in microbatches:
+            inputs = pack.inputs.to(self._pipeline.place, self._pipeline.dtype)
+            loss = self._pipeline.loss(pack, self._zero.forward(inputs), scale)
+            self._zero.backward(loss)
+            share += float(loss.detach())
+        return share
+
     def _restore_masters(self, initial: dict[str, Tensor]) -> None:
         """Start from the float32 weights, not from what is left of them in a narrower type."""
-        shards = {name: shard_of(parameter, self.grid) for name, parameter in self._zero.named.items()}
+        shards = self._zero.shards
 
         def read(kind: str, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
             starts = [o - start for o, start in zip(offset, shards[name].offset, strict=True)]

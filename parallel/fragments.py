@@ -1,23 +1,25 @@
 """Optimizer state as rectangles of logical tensors: out of, and back into, ZeRO's flat partitions.
 
-ZeRO lays the parameters of a group end to end, pads the end and cuts the whole into equal partitions, one a data
-rank. So a parameter (a tensor rank's shard of one) lies whole in one partition or is cut over several. Light: importing
-it imports no engine, since `Piece` is also what other savers hand out.
+ZeRO-1 and 2 lay the parameters of a group end to end, pad the end and cut the whole into equal partitions, one a
+replica; ZeRO-3 cuts every parameter by itself; ZeRO-0 cuts nothing. So a parameter (a tensor rank's shard of one) lies
+whole in one partition, is cut over several, or is copied on all. Light: importing it imports no engine, since `Piece`
+is also what other savers hand out.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.shard import Shard, is_on_every_stage, is_sharded, shard_of
+from parallel.shard import Shard, is_on_every_stage
 
 if TYPE_CHECKING:
     from parallel.runtime import Grid
-    from parallel.zero import ZeroOptimizer
+    from parallel.zero import Slot, ZeroOptimizer
 
 Read = Callable[[str, str, tuple[int, ...], tuple[int, ...]], Tensor]
 """(kind, name, offset, shape) -> that rectangle of the logical tensor."""
@@ -36,43 +38,52 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where a parameter lies in the flat tensor of its group."""
+    """Which elements of a parameter each replica holds."""
 
-    name: str
-    group: int
+    slot: "Slot"
     shard: Shard
-    start: int
-    numel: int
-    partition_numel: int
+    is_copied: bool
+    """All replicas hold all of it."""
     is_written_here: bool
-    """Whether this tensor rank and stage write it; other replicas hold the same."""
+    """Whether this tensor rank and stage write it; others hold the same."""
+
+    @property
+    def name(self) -> str:
+        return self.slot.name
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shard.shape)
 
     @property
     def holders(self) -> range:
-        """The data ranks whose partitions hold some of it."""
-        return range(self.start // self.partition_numel, (self.start + self.numel - 1) // self.partition_numel + 1)
+        """The replicas that have to come together for all of it."""
+        if self.is_copied:
+            return range(1)
+        return range(self.slot.shift // self.slot.chunk, (self.slot.shift + self.numel - 1) // self.slot.chunk + 1)
 
-    def held_by(self, data_rank: int) -> tuple[int, int]:
-        """Elements [first, end) of the parameter in the partition of `data_rank`; empty where there are none."""
-        base = data_rank * self.partition_numel
-        first = min(max(base - self.start, 0), self.numel)
-        end = min(max(base + self.partition_numel - self.start, 0), self.numel)
-        return first, end
+    def held_by(self, replica: int) -> tuple[int, int]:
+        """Elements [first, end) of the parameter that a replica holds; empty where there are none."""
+        if self.is_copied:
+            return 0, self.numel
+        base = replica * self.slot.chunk - self.slot.shift
+        return min(max(base, 0), self.numel), min(max(base + self.slot.chunk, 0), self.numel)
 
 
 class Fragments:
-    """The parameters of a stage in the partitions of this data rank."""
+    """The parameters of a stage in the partitions of this replica."""
 
     def __init__(self, grid: "Grid", zero: "ZeroOptimizer") -> None:
         self.grid = grid
         self.places = list(_places(grid, zero))
-        for place in self.places:
-            _check_against_deepspeed(place, zero, grid.data_rank)
+        if zero.zero_stage in (1, 2):
+            for place in self.places:
+                _check_against_deepspeed(place, zero, grid.replica_rank)
 
     def pieces(self, kind: str, flats: list[Tensor]) -> Iterator[Piece]:
-        """What this rank has to write of `flats` (one tensor a group), each logical element once over all ranks.
+        """What this rank has to write of `flats` (laid out as the masters), each logical element once over all ranks.
 
-        Collective over data ranks: a parameter cut over partitions is put together on the first that holds some.
+        Collective over replicas: a parameter cut over partitions is put together on the first that holds some.
         """
         for place in self.places:
             if not place.is_written_here:
@@ -80,7 +91,7 @@ class Fragments:
             local = self._local(place, flats)
             if len(place.holders) > 1:
                 local = self._assemble(place, local)
-            if place.holders[0] == self.grid.data_rank:
+            if place.holders[0] == self.grid.replica_rank:
                 yield Piece(
                     kind, place.name, place.shard.global_shape, place.shard.offset, local.view(place.shard.shape)
                 )
@@ -88,7 +99,7 @@ class Fragments:
     def fill(self, kind: str, flats: list[Tensor], read: Read) -> None:
         """Set this rank's partitions from logical tensors; reads the rows it needs and no more."""
         for place in self.places:
-            first, end = place.held_by(self.grid.data_rank)
+            first, end = place.held_by(self.grid.replica_rank)
             if first == end:
                 continue
             rows, row_numel = place.shard.shape[0], place.numel // place.shard.shape[0]
@@ -103,44 +114,38 @@ class Fragments:
 
     def _local(self, place: _Place, flats: list[Tensor]) -> Tensor:
         """The held elements of a parameter, as a view of its partition."""
-        first, end = place.held_by(self.grid.data_rank)
-        base = place.start + first - self.grid.data_rank * place.partition_numel
-        return flats[place.group].detach().narrow(0, base if end > first else 0, end - first)
+        first, end = place.held_by(self.grid.replica_rank)
+        start = place.slot.start if end > first else 0
+        return flats[place.slot.flat].detach().view(-1).narrow(0, start, end - first)
 
     def _assemble(self, place: _Place, local: Tensor) -> Tensor:
-        first, end = place.held_by(self.grid.data_rank)
+        first, end = place.held_by(self.grid.replica_rank)
         # Added up as integers: every element is held once, and bits survive, minus zero and all.
         whole = torch.zeros(place.numel, dtype=torch.int32, device=local.device)
         whole[first:end] = local.view(torch.int32)
-        dist.reduce(whole, dst=dist.get_global_rank(self.grid.data_group, place.holders[0]), group=self.grid.data_group)
+        dist.reduce(
+            whole, dst=dist.get_global_rank(self.grid.replica_group, place.holders[0]), group=self.grid.replica_group
+        )
         return whole.view(torch.float32)
 
 
 def _places(grid: "Grid", zero: "ZeroOptimizer") -> Iterator[_Place]:
-    names = {id(parameter): name for name, parameter in zero.named.items()}
-    for index, (group, master) in enumerate(zip(zero.groups, zero.masters, strict=True)):
-        start = 0
-        for parameter in group:
-            name = names[id(parameter)]
-            yield _Place(
-                name=name,
-                group=index,
-                shard=shard_of(parameter, grid),
-                start=start,
-                numel=parameter.numel(),
-                partition_numel=master.numel(),
-                is_written_here=(is_sharded(parameter) or grid.tensor_rank == 0)
-                and (grid.is_first_stage or not is_on_every_stage(name)),
-            )
-            start += parameter.numel()
+    for slot in zero.slots():
+        is_alone = grid.is_first_stage or not is_on_every_stage(slot.name)
+        yield _Place(
+            slot=slot,
+            shard=zero.shards[slot.name],
+            is_copied=zero.zero_stage == 0,
+            is_written_here=(slot.name in zero.sharded or grid.tensor_rank == 0) and is_alone,
+        )
 
 
-def _check_against_deepspeed(place: _Place, zero: "ZeroOptimizer", data_rank: int) -> None:
+def _check_against_deepspeed(place: _Place, zero: "ZeroOptimizer", replica: int) -> None:
     """AssertionError where DeepSpeed's own record of its layout is another."""
     mapping = zero.named[place.name]._hp_mapping  # type: ignore[attr-defined]
-    first, end = place.held_by(data_rank)
+    first, end = place.held_by(replica)
     assert (mapping is None) == (first == end), place
     if mapping is not None:
         in_parameter, in_partition = mapping.lp_fragment_address, mapping.hp_fragment_address
         assert (in_parameter.start, in_parameter.numel) == (first, end - first), place
-        assert in_partition.start == place.start + first - data_rank * place.partition_numel, place
+        assert in_partition.start == place.slot.start, place

@@ -10,6 +10,7 @@ class MpuAdapter:
 
     "Model parallel" is tensor x pipeline where a group is meant, and the tensor rank where a rank is: DeepSpeed counts
     replicated parameters on model-parallel rank 0 only, and every stage has replicated parameters of its own.
+    "Data parallel" ranks are all that hold the same weights, context ranks included.
     There must be no `initialize_sequence_parallel`: DeepSpeed takes its presence to mean that nothing is model
     parallel, and leaves the other ranks out of the gradient norm.
     """
@@ -27,13 +28,13 @@ class MpuAdapter:
         return self._grid.model_group
 
     def get_data_parallel_rank(self) -> int:
-        return self._grid.data_rank
+        return self._grid.replica_rank
 
     def get_data_parallel_world_size(self) -> int:
-        return self._grid.data_size
+        return self._grid.replica_size
 
     def get_data_parallel_group(self) -> ProcessGroup:
-        return self._grid.data_group
+        return self._grid.replica_group
 
     def get_tensor_model_parallel_rank(self) -> int:
         return self._grid.tensor_rank

@@ -1,6 +1,7 @@
 """Megatron-core's pipeline schedules over packs; with one stage, its schedule without a pipeline.
 
-Shapes: L tokens of a pack, l = L / tensor_size of one sequence shard, P values of a patch, D width.
+Shapes: L tokens of a pack, M = L / context_size those of one context shard, l those of one shard of the stream, P
+values of a patch, D width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from model.dit import VideoDiT
 from model.packed import PackedInputs
+from parallel.dims import interleaving_group
 from parallel.runtime import Grid
+from parallel.tensor import context_shard
 
 
 class Microbatch(Protocol):
@@ -25,7 +28,7 @@ class Microbatch(Protocol):
     def inputs(self) -> PackedInputs: ...
 
     @property
-    def target_LP(self) -> Tensor: ...
+    def target_LP(self) -> Tensor | None: ...
 
     @property
     def weight_L(self) -> Tensor: ...
@@ -39,13 +42,14 @@ def weighted_error(prediction_LP: Tensor, target_LP: Tensor, weight_L: Tensor) -
 
 
 class _ScheduledStage(nn.Module):
-    """What a Megatron schedule expects of a model, around a stage."""
+    """What a Megatron schedule expects of a model, around one of the stages of a module."""
 
     model_type = ModelType.encoder_or_decoder
 
-    def __init__(self, stage: VideoDiT, config: TransformerConfig) -> None:
+    def __init__(self, dit: VideoDiT, number: int, config: TransformerConfig) -> None:
         super().__init__()
-        self.stage = stage
+        self.dit = dit
+        self.number = number
         self.config = config
         self._received: Tensor | None = None
 
@@ -55,47 +59,68 @@ class _ScheduledStage(nn.Module):
 
     def forward(self, inputs: PackedInputs) -> Tensor:
         hidden_lD = None if self._received is None else self._received.squeeze(1)
-        output = self.stage(inputs, hidden_lD)
-        return output if self.stage.stage.has_output else output.unsqueeze(1)
+        output = self.dit(inputs, hidden_lD, stage=self.number)
+        return output if self.dit.stages[self.number].has_output else output.unsqueeze(1)
+
+
+def schedule_config(grid: Grid, *, dtype: torch.dtype, **sizes: int) -> TransformerConfig:
+    """What Megatron's schedules read; `sizes` are those of the model, by Megatron's names."""
+    return TransformerConfig(
+        **sizes,
+        tensor_model_parallel_size=grid.tensor_size,
+        context_parallel_size=grid.context_size,
+        pipeline_model_parallel_size=grid.pipeline_size,
+        virtual_pipeline_model_parallel_size=grid.dims.virtual_pipeline if grid.dims.virtual_pipeline > 1 else None,
+        sequence_parallel=grid.dims.shards_sequence,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        variable_seq_lengths=False,
+        batch_p2p_comm=False,
+        # Interleaving would free what is still being sent (Megatron-LM #4047, before 0.18).
+        deallocate_pipeline_outputs=False,
+        use_cpu_initialization=True,
+        # The loss arrives scaled for the global batch: Megatron must not divide it again.
+        calculate_per_token_loss=True,
+    )
 
 
 class Pipeline:
     """Runs packs of one length forward, or forward and backward, through all stages."""
 
-    def __init__(self, grid: Grid, stage: VideoDiT) -> None:
+    def __init__(self, grid: Grid, dit: VideoDiT) -> None:
         self.grid = grid
-        parameter = next(stage.parameters())
+        self.dit = dit
+        parameter = next(dit.parameters())
         self.place, self.dtype = parameter.device, parameter.dtype
-        config = TransformerConfig(
-            num_layers=stage.config.num_blocks,
-            hidden_size=stage.config.dim,
-            num_attention_heads=stage.config.num_heads,
-            ffn_hidden_size=stage.config.ffn_dim,
-            tensor_model_parallel_size=grid.tensor_size,
-            pipeline_model_parallel_size=grid.pipeline_size,
-            sequence_parallel=grid.dims.shards_sequence,
-            params_dtype=self.dtype,
-            pipeline_dtype=self.dtype,
-            variable_seq_lengths=False,
-            batch_p2p_comm=False,
-            use_cpu_initialization=True,
-            # The loss arrives scaled for the global batch: Megatron must not divide it again.
-            calculate_per_token_loss=True,
+        self.schedule = schedule_config(
+            grid,
+            dtype=self.dtype,
+            num_layers=dit.config.num_blocks,
+            hidden_size=dit.config.dim,
+            num_attention_heads=dit.config.num_heads,
+            ffn_hidden_size=dit.config.ffn_dim,
         )
-        self.model = _ScheduledStage(stage, config)
+        self.chunks = [_ScheduledStage(dit, number, self.schedule) for number in range(len(dit.stages))]
+
+    def loss(self, pack: Microbatch, prediction_MP: Tensor, scale: float) -> Tensor:
+        """`scale` times this context shard's part of a pack's `weighted_error`."""
+        assert pack.target_LP is not None, "the last stage reads targets"
+        rank, size = self.grid.context_rank, self.grid.context_size
+        target_MP, weight_M = (context_shard(x, rank, size).to(self.place) for x in (pack.target_LP, pack.weight_L))
+        return weighted_error(prediction_MP, target_MP, weight_M) * scale
 
     def forward_backward(self, microbatches: Sequence[Microbatch], *, scale: float) -> float:
         """Leave d(scale * loss)/d(parameter) in the parameters' gradients and return scale * loss.
 
-        The loss is the sum of `weighted_error` over the microbatches; it is 0 but on the last stage.
+        The loss is the sum of `weighted_error` over the microbatches and this context shard; it is 0 but on the last
+        stage.
         """
 
         def step(packs: Iterator[Microbatch], model: nn.Module) -> tuple[Tensor, Any]:
             pack = next(packs)
 
-            def loss(prediction_LP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                total = weighted_error(prediction_LP, pack.target_LP.to(self.place), pack.weight_L.to(self.place))
-                total = total * scale
+            def loss(prediction_MP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                total = self.loss(pack, prediction_MP, scale)
                 # Megatron counts these tokens and, with per-token loss, divides by nothing.
                 return total, torch.zeros((), dtype=torch.int, device=self.place), total.detach()
 
@@ -103,7 +128,7 @@ class Pipeline:
 
         lengths = {pack.inputs.num_tokens for pack in microbatches}
         assert len(lengths) == 1, f"packs of one step must have one length, not {sorted(lengths)}"
-        losses = self._run(step, microbatches, lengths.pop(), forward_only=False)
+        losses = self.run(step, microbatches, lengths.pop(), forward_only=False)
         return float(sum(losses)) if losses else 0.0
 
     @torch.no_grad()
@@ -120,30 +145,39 @@ class Pipeline:
         def step(packs: Iterator[PackedInputs], model: nn.Module) -> tuple[Tensor, None]:
             return model(next(packs).to(self.place, self.dtype)), None
 
-        outputs = self._run(step, inputs, length, forward_only=True)
-        if self.grid.pipeline_size == 1:
-            return outputs
-        stage_config = self.model.stage.config
-        shape = (len(inputs), length, stage_config.patch_values_out)
-        if self.grid.is_last_stage:
+        # Interleaved stages need as many packs as there are ranks: the last is run again, and dropped.
+        missing = self.grid.pipeline_size - len(inputs) if len(self.chunks) > 1 else 0
+        outputs = self.run(step, [*inputs, *[inputs[-1]] * missing], length, forward_only=True)[: len(inputs)]
+        grid = self.grid
+        if grid.is_last_stage:
             stacked = torch.stack(outputs)
         else:
+            shape = (len(inputs), length // grid.context_size, self.dit.config.patch_values_out)
             stacked = torch.empty(shape, dtype=self.dtype, device=self.place)
-        last = dist.get_global_rank(self.grid.pipeline_group, self.grid.pipeline_size - 1)
-        dist.broadcast(stacked, src=last, group=self.grid.pipeline_group)
+        if grid.pipeline_size > 1:
+            last = dist.get_global_rank(grid.pipeline_group, grid.pipeline_size - 1)
+            dist.broadcast(stacked, src=last, group=grid.pipeline_group)
+        if grid.context_size > 1:
+            shards = [torch.empty_like(stacked) for _ in range(grid.context_size)]
+            dist.all_gather(shards, stacked, group=grid.context_group)
+            stacked = torch.cat(shards, dim=1)
         return list(stacked)
 
-    def _run(self, step: Any, packs: Sequence[Any], length: int, *, forward_only: bool) -> list[Tensor]:
-        shards = self.grid.tensor_size if self.grid.dims.shards_sequence else 1
+    def run(self, step: Any, packs: Sequence[Any], length: int, *, forward_only: bool) -> list[Tensor]:
+        """Run Megatron's schedule for this layout: `step(iterator, chunk)` for each pack and stage of this rank."""
+        shards = self.grid.dims.stream_shards
         if length % shards:
             raise ValueError(
-                f"a pack of {length} tokens cannot be cut into {shards} equal shards (parallel.tensor with sequence "
-                f"parallelism); pad it to {-(-length // shards) * shards} tokens."
+                f"a pack of {length} tokens cannot be cut into {shards} equal shards (parallel.context, and "
+                f"parallel.tensor with sequence parallelism); pad it to {-(-length // shards) * shards} tokens."
             )
+        is_interleaved = len(self.chunks) > 1
+        if is_interleaved:
+            self.schedule.microbatch_group_size_per_vp_stage = interleaving_group(len(packs), self.grid.pipeline_size)
         return get_forward_backward_func()(
             forward_step_func=step,
-            data_iterator=iter(packs),
-            model=self.model,
+            data_iterator=[iter(packs) for _ in self.chunks] if is_interleaved else iter(packs),
+            model=self.chunks if is_interleaved else self.chunks[0],
             num_microbatches=len(packs),
             seq_length=length,
             micro_batch_size=1,

@@ -25,6 +25,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class Grid:
     """The rank grid of a run, its groups and this process's place in it.
 
+    Data ranks read different packs; context ranks share the tokens of one. Both have the same weights: together they
+    are the replicas, which ZeRO cuts its state over and whose gradients are summed.
     One process without a launcher is a grid like any other. Use as a context manager, or call `close`.
     """
 
@@ -45,6 +47,7 @@ class Grid:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=self.dims.tensor,
             pipeline_model_parallel_size=self.dims.pipeline,
+            virtual_pipeline_model_parallel_size=_more_than_one(self.dims.virtual_pipeline),
             context_parallel_size=self.dims.context,
             order="tp-cp-ep-dp-pp",
             distributed_timeout_minutes=max(1, round(self.dims.timeout_s / 60)),
@@ -52,11 +55,15 @@ class Grid:
         )
         self.tensor_group = parallel_state.get_tensor_model_parallel_group()
         self.pipeline_group = parallel_state.get_pipeline_model_parallel_group()
-        self.data_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        self.context_group = parallel_state.get_context_parallel_group()
+        self.data_group = parallel_state.get_data_parallel_group()
+        self.replica_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         self.model_group = parallel_state.get_model_parallel_group()
         self.tensor_rank, self.tensor_size = self.tensor_group.rank(), self.tensor_group.size()
+        self.context_rank, self.context_size = self.context_group.rank(), self.context_group.size()
         self.pipeline_rank, self.pipeline_size = self.pipeline_group.rank(), self.pipeline_group.size()
         self.data_rank, self.data_size = self.data_group.rank(), self.data_group.size()
+        self.replica_rank, self.replica_size = self.replica_group.rank(), self.replica_group.size()
 
     @property
     def is_first_stage(self) -> bool:
@@ -118,6 +125,10 @@ class Grid:
         # After an error the peers may be gone, and destroying their groups would wait for them.
         if error is None:
             self.close()
+
+
+def _more_than_one(size: int) -> int | None:
+    return size if size > 1 else None
 
 
 def _launch_inside_world() -> Launch:

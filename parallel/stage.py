@@ -1,17 +1,21 @@
 """The pipeline stage of this rank: which blocks, which shard of each weight, from which initial values."""
 
+from collections.abc import Container, Mapping
+
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from model.dit import DiTConfig, Stage, VideoDiT
 from model.init import initial_value
-from parallel.dims import split_blocks
+from parallel.legality import Workload, require_legal
+from parallel.recompute import set_recompute
 from parallel.runtime import Grid
-from parallel.shard import is_on_every_stage, is_sharded, shard_of
+from parallel.shard import is_on_every_stage, shard_of
 from parallel.tensor import MegatronLayers
 
+NAMES_SHOWN = 4
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -20,15 +24,22 @@ def build_stage(grid: Grid, config: DiTConfig, *, seed: int) -> VideoDiT:
 
     Raises ValueError where the model cannot be split this way.
     """
-    grid.dims.check_model(num_heads=config.num_heads, ffn_dim=config.ffn_dim, num_blocks=config.num_blocks)
-    first, end = split_blocks(config.num_blocks, grid.pipeline_size)[grid.pipeline_rank]
-    part = Stage(first, end, grid.is_first_stage, grid.is_last_stage)
-    stage = VideoDiT(config, layers=MegatronLayers(grid), stage=part)
+    work = Workload(num_heads=config.num_heads, ffn_dim=config.ffn_dim, num_blocks=config.num_blocks)
+    require_legal(grid.dims, work, grid.world_size)
+    stage = VideoDiT(config, layers=MegatronLayers(grid), stages=stages_of(grid, config.num_blocks))
+    set_recompute(stage, grid.dims)
     with torch.no_grad():
         for name, parameter in stage.named_parameters():
             shard = shard_of(parameter, grid)
             parameter.copy_(shard.of(initial_value(name, shard.global_shape, seed)))
     return stage.to(grid.device)
+
+
+def stages_of(grid: Grid, num_blocks: int) -> list[Stage]:
+    """The stages of this pipeline rank: more than one where they are interleaved."""
+    cuts = grid.dims.stages(num_blocks)
+    mine = range(grid.pipeline_rank, len(cuts), grid.pipeline_size)
+    return [Stage(*cuts[i], has_input=i == 0, has_output=i == len(cuts) - 1) for i in mine]
 
 
 @torch.no_grad()
@@ -44,27 +55,46 @@ def sum_over_stages(grid: Grid, gradients: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def check_replicas(grid: Grid, stage: nn.Module) -> None:
-    """Raise AssertionError naming the parameters that should be bit-equal over their replicas and are not.
+def check_replicas(grid: Grid, weights: Mapping[str, Tensor], sharded: Container[str], *, cut: bool = False) -> None:
+    """Refuse weights that should be bit-equal over their copies and are not; collective over all ranks.
 
-    Collective. Compares sums of the bits read as integers: over data ranks for all parameters, over tensor ranks for
-    the replicated ones and over stages for those on every stage.
+    Compares sums of the bits read as integers: over replicas for all parameters (unless these `cut` them up, as under
+    ZeRO-3), over tensor ranks for those not `sharded`, and over stages for those on every stage.
+
+    Raises:
+        ValueError: on every rank, naming the parameters and the ranks whose copies are odd.
     """
-    named = list(stage.named_parameters())
-    bits = [p.detach().view(INTEGERS[p.element_size()]).sum(dtype=torch.int64) for _, p in named]
-    everywhere = [i for i, (name, _) in enumerate(named) if is_on_every_stage(name)]
-    replicated = [i for i, (_, parameter) in enumerate(named) if not is_sharded(parameter)]
-    rows = [(grid.data_group, list(range(len(named)))), (grid.tensor_group, replicated)]
-    for group, chosen in [*rows, (grid.pipeline_group, everywhere)]:
-        if group.size() == 1 or not chosen:
-            continue
-        wrong = _differing(torch.stack([bits[i] for i in chosen]), group)
-        names = [named[chosen[i]][0] for i in wrong]
-        assert not names, f"rank {grid.rank}: not equal over ranks {dist.get_process_group_ranks(group)}: {names}"
+    names = list(weights)
+    bits = {n: w.detach().view(INTEGERS[w.element_size()]).sum(dtype=torch.int64) for n, w in weights.items()}
+    copied = [
+        ("replicas", grid.replica_group, [] if cut else names),
+        ("tensor ranks", grid.tensor_group, [n for n in names if n not in sharded]),
+        ("stages", grid.pipeline_group, [n for n in names if is_on_every_stage(n)]),
+    ]
+    problems = [_odd_copies(what, group, {n: bits[n] for n in chosen}) for what, group, chosen in copied]
+    problem = next(filter(None, problems), None)
+    if grid.any(problem is not None):
+        raise ValueError(next(filter(None, grid.gather_objects(problem))))
 
 
-def _differing(values: Tensor, group: ProcessGroup) -> list[int]:
-    low, high = values.clone(), values.clone()
-    dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
-    dist.all_reduce(high, op=dist.ReduceOp.MAX, group=group)
-    return (low != high).nonzero().flatten().tolist()
+def _odd_copies(what: str, group: ProcessGroup, bits: dict[str, Tensor]) -> str | None:
+    """Which of some parameters differ within a group, and on which of its ranks; the same on all of them."""
+    if group.size() == 1 or not bits:
+        return None
+    mine = torch.stack(list(bits.values()))
+    everyone = [torch.empty_like(mine) for _ in range(group.size())]
+    dist.all_gather(everyone, mine, group=group)
+    common = torch.stack(everyone).mode(dim=0).values
+    odd = torch.stack([values != common for values in everyone])
+    if not odd.any():
+        return None
+    named = [name for name, is_odd in zip(bits, odd.any(0).tolist(), strict=True) if is_odd]
+    ranks = dist.get_process_group_ranks(group)
+    odd_ranks = [rank for rank, is_odd in zip(ranks, odd.any(1).tolist(), strict=True) if is_odd]
+    shown = ", ".join(named[:NAMES_SHOWN]) + (
+        f" and {len(named) - NAMES_SHOWN} more" if len(named) > NAMES_SHOWN else ""
+    )
+    return (
+        f"weights that have to be equal on the {what} {ranks} are not: {shown}; odd on ranks {odd_ranks}. Resume from "
+        "a checkpoint before this, and look for a faulty device or link there"
+    )

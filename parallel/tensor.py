@@ -1,14 +1,17 @@
 """The DiT's layers over tensor ranks, from Megatron-core's linear layers.
 
-Shapes: L tokens of a pack, l = L / tensor_size of one sequence shard (l = L without sequence parallelism), F features,
-f = F / tensor_size of one shard.
+Shapes: L tokens of a pack, M = L / context_size those of one context shard, l those of one shard of the stream
+(M / tensor_size with sequence parallelism, else M), F features, f = F / tensor_size of one tensor shard, H heads of one
+tensor shard, h = H / context_size, d features of a head.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from einops import rearrange
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
@@ -16,6 +19,7 @@ from megatron.core.tensor_parallel.layers import (
     linear_with_grad_accumulation_and_async_allreduce,
 )
 from megatron.core.tensor_parallel.mappings import (
+    all_to_all,
     gather_from_sequence_parallel_region,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
@@ -31,8 +35,8 @@ from parallel.shard import mark_sharded
 class _SumGradient(torch.autograd.Function):
     """Identity; the gradient is summed over a group.
 
-    Megatron's `copy_to_tensor_model_parallel_region` reduces the incoming gradient in place, which loses the sum where
-    that gradient is not contiguous and spoils it for other readers where it is shared. This one sums a copy.
+    Megatron's `copy_to_tensor_model_parallel_region` reduces the incoming gradient in place, which spoils it for
+    other readers where it is shared and (0.16) loses the sum where it is not contiguous. This one sums a copy.
     """
 
     @staticmethod
@@ -132,12 +136,14 @@ def _rms_norms(norms: Sequence[ShardedRMSNorm], tensors: Sequence[Tensor]) -> tu
 
 
 class MegatronLayers:
-    """`model.layers.Layers` over the tensor ranks of a grid."""
+    """`model.layers.Layers` over the tensor and context ranks of a grid."""
 
     def __init__(self, grid: Grid) -> None:
         self.group = grid.tensor_group
         self.tensor_size = grid.tensor_size
         self.shards_sequence = grid.dims.shards_sequence
+        self.context_group = grid.context_group
+        self.context_rank, self.context_size = grid.context_rank, grid.context_size
 
     def _options(self, *, sequence: bool) -> dict[str, Any]:
         config = ModelParallelConfig(
@@ -187,10 +193,37 @@ class MegatronLayers:
         return _SumGradient.apply(tensor, self.group) if self.shards_sequence else tensor
 
     def scatter_sequence(self, x: Tensor) -> Tensor:
-        return scatter_to_sequence_parallel_region(x, group=self.group) if self.shards_sequence else x
+        here = context_shard(x, self.context_rank, self.context_size)
+        return scatter_to_sequence_parallel_region(here, group=self.group) if self.shards_sequence else here
 
     def gather_sequence(self, x: Tensor) -> Tensor:
         if not self.shards_sequence:
             return x
         # All ranks compute the same loss from the gathered tensor: each keeps its slice, nothing is summed.
         return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False, group=self.group)
+
+    def gather_tokens(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if self.context_size == 1:
+            return tuple(tensors)
+        # All of them in one message: `[M, N, (rank h), d]`, of which each rank is sent its heads.
+        stacked = torch.stack(list(tensors), dim=1)
+        sent = rearrange(stacked, "M N (rank h) d -> (rank M) N h d", rank=self.context_size)
+        return all_to_all(self.context_group, sent).unbind(1)
+
+    def gather_heads(self, x: Tensor) -> Tensor:
+        if self.context_size == 1:
+            return x
+        received = all_to_all(self.context_group, x)
+        return rearrange(received, "(rank M) h d -> M (rank h) d", rank=self.context_size)
+
+    def local_lengths(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        shard = sum(lengths) // self.context_size
+        first = self.context_rank * shard
+        ends = [min(max(end - first, 0), shard) for end in accumulate(lengths)]
+        return tuple(end - start for start, end in zip([0, *ends[:-1]], ends, strict=True))
+
+
+def context_shard(x: Tensor, context_rank: int, context_size: int) -> Tensor:
+    """The rows of `x_L...` that belong to a context rank: `x_M...`."""
+    shard = len(x) // context_size
+    return x.narrow(0, context_rank * shard, shard)

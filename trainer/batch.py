@@ -6,10 +6,11 @@ drawn is keyed by (run seed, epoch, sample key), so a sample's part in the loss 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from data.loader import Sample
 from diffusion.conditions import FrameLevels, draw_noise_levels, drop_caption
@@ -33,10 +34,26 @@ class Microbatch:
     """One pack with what it is trained on. Weights are 0 on condition frames and padding, 1 elsewhere."""
 
     inputs: PackedInputs
-    target_LP: Tensor
+    target_LP: Tensor | None
+    """None where the stage does not read it."""
     weight_L: Tensor
     keys: tuple[str, ...]
     """Samples in the order of the first segments of `inputs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackRecipe:
+    """How the packs of a run are made, and which of their parts that come from latents this rank reads."""
+
+    flow: FlowConfig
+    seed: int
+    tokens_per_pack: int
+    patch_size: tuple[int, int, int]
+    null_text: Tensor
+    patches: bool = True
+    """Read by the first stage of a pipeline."""
+    targets: bool = True
+    """Read by the last stage of a pipeline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,34 +65,35 @@ class EvaluationItem:
     text_from: Sample
 
 
-def build_microbatch(
-    samples: Sequence[Sample],
-    *,
-    flow: FlowConfig,
-    seed: int,
-    epoch: int,
-    tokens_per_pack: int,
-    patch_size: tuple[int, int, int],
-    null_text: Tensor,
-) -> Microbatch:
-    """Draw noise levels, conditions, captions and noise for one pack of samples."""
-    segments, targets = [], []
+def build_microbatch(samples: Sequence[Sample], recipe: PackRecipe, *, epoch: int) -> Microbatch:
+    """Draw noise levels, conditions, captions and noise for one pack of samples.
+
+    Without patches and targets no noise is drawn, and the samples need no latents; all else is the same.
+    """
+    levels, texts, noised, targets = [], [], [], []
     for sample in samples:
-        key = (seed, epoch, sample.key)
-        x0_CTHW = sample.latent_CTHW.float()
-        levels = draw_noise_levels(
-            flow,
-            num_frames=x0_CTHW.shape[1],
-            num_tokens=count_tokens(x0_CTHW.shape, patch_size),
+        key = (recipe.seed, epoch, sample.key)
+        frame_levels = draw_noise_levels(
+            recipe.flow,
+            num_frames=sample.latent_shape[1],
+            num_tokens=count_tokens(sample.latent_shape, recipe.patch_size),
             generator=keyed_generator(*key, "time"),
         )
-        noise_CTHW = draw_noise(tuple(x0_CTHW.shape), *key, "noise")
-        text_nE = _draw_text(sample, flow, keyed_generator(*key, "caption"), null_text)
-        x_CTHW = interpolate(x0_CTHW, noise_CTHW, levels.time_T)
-        segments.append(Segment(x_CTHW=x_CTHW, levels=levels, text_nE=text_nE))
-        targets.append(velocity_target(x0_CTHW, noise_CTHW))
-    keys = tuple(sample.key for sample in samples)
-    return _microbatch(segments, targets, keys, tokens_per_pack=tokens_per_pack, patch_size=patch_size)
+        levels.append(frame_levels)
+        texts.append(_draw_text(sample, recipe.flow, keyed_generator(*key, "caption"), recipe.null_text))
+        if not (recipe.patches or recipe.targets):
+            continue
+        x0_CTHW, noise_CTHW = _latent_of(sample), draw_noise(sample.latent_shape, *key, "noise")
+        if recipe.patches:
+            noised.append(interpolate(x0_CTHW, noise_CTHW, frame_levels.time_T))
+        if recipe.targets:
+            targets.append(velocity_target(x0_CTHW, noise_CTHW))
+    size = recipe.tokens_per_pack, recipe.patch_size
+    inputs = _lay_out([sample.latent_shape for sample in samples], levels, texts, *size)
+    if recipe.patches:
+        inputs = replace(inputs, patch_LP=_pack_latents(noised, *size))
+    target_LP = _pack_latents(targets, *size) if recipe.targets else None
+    return _microbatch(inputs, target_LP, samples)
 
 
 def build_evaluation_microbatch(
@@ -94,15 +112,16 @@ def build_evaluation_microbatch(
     """
     segments, targets = [], []
     for item in items:
-        x0_CTHW = item.sample.latent_CTHW.float()
+        x0_CTHW = _latent_of(item.sample)
         noise_CTHW = draw_noise(tuple(x0_CTHW.shape), seed, "eval", item.sample.key, f"{item.level:.6f}")
         levels = FrameLevels.same(item.level, x0_CTHW.shape[1])
         text_nE = null_text if caption_kind is None else text_of(item.text_from, caption_kind)
         x_CTHW = interpolate(x0_CTHW, noise_CTHW, levels.time_T)
         segments.append(Segment(x_CTHW=x_CTHW, levels=levels, text_nE=text_nE))
         targets.append(velocity_target(x0_CTHW, noise_CTHW))
-    keys = tuple(item.sample.key for item in items)
-    return _microbatch(segments, targets, keys, tokens_per_pack=tokens_per_pack, patch_size=patch_size)
+    inputs = pack_segments(segments, tokens_per_pack=tokens_per_pack, patch_size=patch_size)
+    target_LP = _pack_latents(targets, tokens_per_pack, patch_size)
+    return _microbatch(inputs, target_LP, [item.sample for item in items])
 
 
 def text_of(sample: Sample, caption_kind: str) -> Tensor:
@@ -112,6 +131,11 @@ def text_of(sample: Sample, caption_kind: str) -> Tensor:
             f"sample {sample.key} has no caption of kind {caption_kind!r}; it has {', '.join(sorted(sample.text))}"
         )
     return sample.text[caption_kind]
+
+
+def _latent_of(sample: Sample) -> Tensor:
+    assert sample.latent_CTHW is not None, f"sample {sample.key} was read without its latent"
+    return sample.latent_CTHW.float()
 
 
 def _draw_text(sample: Sample, flow: FlowConfig, generator: torch.Generator, null_text: Tensor) -> Tensor:
@@ -153,24 +177,37 @@ def pack_segments(
 
     Each (segment, noise level, condition or not) is one row of the conditioning table.
     """
-    grids = [_patch_grid(segment.x_CTHW, patch_size) for segment in segments]
+    latents = [segment.x_CTHW for segment in segments]
+    levels = [segment.levels for segment in segments]
+    texts = [segment.text_nE.to(segment.x_CTHW) for segment in segments]
+    inputs = _lay_out([x_CTHW.shape for x_CTHW in latents], levels, texts, tokens_per_pack, patch_size)
+    return replace(inputs, patch_LP=_pack_latents(latents, tokens_per_pack, patch_size))
+
+
+def _lay_out(
+    latent_shapes: Sequence[Sequence[int]],
+    levels: Sequence[FrameLevels],
+    texts: Sequence[Tensor],
+    tokens_per_pack: int,
+    patch_size: tuple[int, int, int],
+) -> PackedInputs:
+    """All of a pack but its patches."""
+    grids = [_patch_grid(shape, patch_size) for shape in latent_shapes]
     lengths = [math.prod(grid) for grid in grids]
-    patches = [patchify(segment.x_CTHW, patch_size) for segment in segments]
     positions = [patch_positions(grid) for grid in grids]
-    texts = [segment.text_nE.to(patches[0]) for segment in segments]
-    rows, row_levels = _conditioning_rows(segments, grids)
+    texts = list(texts)
+    rows, row_levels = _conditioning_rows(levels, grids)
     padding = tokens_per_pack - sum(lengths)
     if padding < 0:
-        raise ValueError(f"{len(segments)} samples hold {sum(lengths)} tokens, above tokens_per_pack={tokens_per_pack}")
+        raise ValueError(f"{len(grids)} samples hold {sum(lengths)} tokens, above tokens_per_pack={tokens_per_pack}")
     if padding:
         lengths.append(padding)
-        patches.append(patches[0].new_zeros(padding, patches[0].shape[1]))
         positions.append(torch.zeros(padding, 3, dtype=torch.int64))
         texts.append(texts[0].new_zeros(1, texts[0].shape[1]))
         rows.append(torch.full((padding,), len(row_levels)))
         row_levels.append((0.0, True))
     return PackedInputs(
-        patch_LP=torch.cat(patches),
+        patch_LP=None,
         position_L3=torch.cat(positions),
         row_L=torch.cat(rows),
         segment_lengths=tuple(lengths),
@@ -181,18 +218,24 @@ def pack_segments(
     )
 
 
+def _pack_latents(latents: Sequence[Tensor], tokens_per_pack: int, patch_size: tuple[int, int, int]) -> Tensor:
+    """Patches of latents `[C, T, H, W]` end to end, zero where they do not fill the pack: `[L, P]`."""
+    patches_LP = torch.cat([patchify(x_CTHW, patch_size) for x_CTHW in latents])
+    return pad(patches_LP, (0, 0, 0, tokens_per_pack - len(patches_LP)))
+
+
 def unpack_predictions(
     prediction_LP: Tensor, segments: Sequence[Segment], patch_size: tuple[int, int, int]
 ) -> list[Tensor]:
     """The `[C, T, H, W]` of each segment of a pack, from values per token; padding is left out."""
-    grids = [_patch_grid(segment.x_CTHW, patch_size) for segment in segments]
+    grids = [_patch_grid(segment.x_CTHW.shape, patch_size) for segment in segments]
     lengths = [math.prod(grid) for grid in grids]
     parts = prediction_LP[: sum(lengths)].split(lengths)
     return [unpatchify(part_LP, grid, patch_size) for part_LP, grid in zip(parts, grids, strict=True)]
 
 
-def _patch_grid(x_CTHW: Tensor, patch_size: tuple[int, int, int]) -> tuple[int, int, int]:
-    _, frames, height, width = x_CTHW.shape
+def _patch_grid(latent_shape: Sequence[int], patch_size: tuple[int, int, int]) -> tuple[int, int, int]:
+    _, frames, height, width = latent_shape
     assert patch_size[0] == 1, "noise levels are per latent frame, so a patch spans one"
     if height % patch_size[1] or width % patch_size[2]:
         raise ValueError(f"a latent of {height} x {width} does not divide into patches of {patch_size[1:]}")
@@ -200,13 +243,13 @@ def _patch_grid(x_CTHW: Tensor, patch_size: tuple[int, int, int]) -> tuple[int, 
 
 
 def _conditioning_rows(
-    segments: Sequence[Segment], grids: Sequence[tuple[int, int, int]]
+    levels: Sequence[FrameLevels], grids: Sequence[tuple[int, int, int]]
 ) -> tuple[list[Tensor], list[tuple[float, bool]]]:
     """Row of each token, one tensor a segment, and the (noise level, is condition) of each row."""
     rows: list[Tensor] = []
     row_levels: list[tuple[float, bool]] = []
-    for segment, (_, height, width) in zip(segments, grids, strict=True):
-        frame_levels = list(zip(segment.levels.time_T.tolist(), segment.levels.is_condition_T.tolist(), strict=True))
+    for frames, (_, height, width) in zip(levels, grids, strict=True):
+        frame_levels = list(zip(frames.time_T.tolist(), frames.is_condition_T.tolist(), strict=True))
         distinct = list(dict.fromkeys(frame_levels))
         row_T = torch.tensor([len(row_levels) + distinct.index(level) for level in frame_levels])
         rows.append(row_T.repeat_interleave(height * width))
@@ -214,18 +257,8 @@ def _conditioning_rows(
     return rows, row_levels
 
 
-def _microbatch(
-    segments: Sequence[Segment],
-    targets: Sequence[Tensor],
-    keys: tuple[str, ...],
-    *,
-    tokens_per_pack: int,
-    patch_size: tuple[int, int, int],
-) -> Microbatch:
-    inputs = pack_segments(segments, tokens_per_pack=tokens_per_pack, patch_size=patch_size)
-    target_LP = torch.zeros_like(inputs.patch_LP)
-    filled = torch.cat([patchify(target, patch_size) for target in targets])
-    target_LP[: len(filled)] = filled
+def _microbatch(inputs: PackedInputs, target_LP: Tensor | None, samples: Sequence[Sample]) -> Microbatch:
     # Padding has a condition row of its own, so this is 0 there too.
     weight_L = (~inputs.is_condition_R[inputs.row_L]).float()
+    keys = tuple(sample.key for sample in samples)
     return Microbatch(inputs=inputs, target_LP=target_LP, weight_L=weight_L, keys=keys)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.loader import Loader, StepData
+from data.loader import Loader, RankShare, StepData
 from data.manifest import Manifest
 from data.pack import PackPlan, Position
 from model.codec import codec_identity
@@ -13,7 +13,7 @@ from model.flops import training_flops
 from parallel.engine import TrainEngine
 from parallel.runtime import Grid
 from parallel.stage import build_stage
-from trainer.batch import Microbatch, build_microbatch
+from trainer.batch import Microbatch, PackRecipe, build_microbatch
 from trainer.config import TrainConfig
 from trainer.evaluation import EvaluationSet, heldout_set
 from trainer.metrics import Metrics
@@ -36,29 +36,38 @@ class Run:
     metrics: Metrics
 
     def loader(self, start: Position) -> Loader:
-        """This data rank's packs from a position on."""
+        """This data rank's packs from a position on; only the two ends of the pipeline read latents."""
+        grid = self.grid
         return Loader(
             self.plan,
             start=start,
             packs_per_step=self.config.data.packs_per_step,
-            data_rank=self.grid.data_rank,
-            data_size=self.grid.data_size,
+            share=RankShare(
+                data_rank=grid.data_rank,
+                data_size=grid.data_size,
+                latents=grid.is_first_stage or grid.is_last_stage,
+            ),
             prefetch_steps=self.config.data.prefetch_steps,
         )
 
+    @property
+    def recipe(self) -> PackRecipe:
+        """How this rank makes its packs: the first stage reads patches, the last one targets."""
+        return PackRecipe(
+            flow=self.config.flow,
+            seed=self.config.seed,
+            tokens_per_pack=self.config.data.tokens_per_pack,
+            patch_size=self.config.model.patch_size,
+            null_text=self.null_text,
+            patches=self.grid.is_first_stage,
+            targets=self.grid.is_last_stage,
+        )
+
     def microbatches(self, batch: StepData) -> list[Microbatch]:
-        """Noise, noise levels and captions for this rank's packs of a step."""
+        """What this rank reads of its packs of a step: noise levels and captions, and noise at either end."""
+        recipe = self.recipe
         return [
-            build_microbatch(
-                pack,
-                flow=self.config.flow,
-                seed=self.config.seed,
-                epoch=epoch,
-                tokens_per_pack=self.config.data.tokens_per_pack,
-                patch_size=self.config.model.patch_size,
-                null_text=self.null_text,
-            )
-            for pack, epoch in zip(batch.packs, batch.epochs, strict=True)
+            build_microbatch(pack, recipe, epoch=epoch) for pack, epoch in zip(batch.packs, batch.epochs, strict=True)
         ]
 
     def training_flops(self, microbatches: list[Microbatch]) -> int:

@@ -8,6 +8,7 @@ from diffusion.timesteps import FlowConfig
 from model.dit import DiTConfig
 from model.text import TextConfig
 from parallel.dims import ParallelDims
+from parallel.legality import Workload
 from parallel.optim import AdamWConfig
 from trainer.metrics import WandbConfig
 from trainer.schedule import ScheduleConfig
@@ -139,3 +140,15 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """`key: saved -> current` for every setting that is not the same."""
     keys = sorted(saved.keys() | current.keys())
     return [f"{k}: {saved.get(k)} -> {current.get(k)}" for k in keys if saved.get(k) != current.get(k)]
+
+
+def workload(config: TrainConfig) -> Workload:
+    """What the run's layout has to fit."""
+    model, data = config.model, config.data
+    return Workload(
+        num_heads=model.num_heads,
+        ffn_dim=model.ffn_dim,
+        num_blocks=model.num_blocks,
+        tokens_per_pack=data.tokens_per_pack,
+        packs_per_step=data.packs_per_step,
+    )

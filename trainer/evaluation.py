@@ -142,6 +142,7 @@ def heldout_loss(
 
 def _errors(pack: Microbatch, prediction_LP: Tensor) -> Tensor:
     """Mean squared error of each item of a pack, of the prediction and of zero: float64 `[2, items]`."""
+    assert pack.target_LP is not None, "evaluation packs have targets on every rank"
     target_LP = pack.target_LP.double()
     error_L = (prediction_LP.double().cpu() - target_LP).square().mean(-1)
     zero_L = target_LP.square().mean(-1)

@@ -33,7 +33,7 @@ class SampleSet:
     codec: Path
 
 
-def sample_set(config: TrainConfig, manifest: Manifest, *, tensor_size: int) -> SampleSet | None:
+def sample_set(config: TrainConfig, manifest: Manifest, *, multiple: int) -> SampleSet | None:
     """The prompts of the config; None where nothing is to be sampled.
 
     Raises:
@@ -60,7 +60,7 @@ def sample_set(config: TrainConfig, manifest: Manifest, *, tensor_size: int) -> 
         flow=config.flow,
         null_text=encoder.null_embedding(),
         patch_size=patch_size,
-        tokens_per_pack=-(-together * tokens // tensor_size) * tensor_size,
+        tokens_per_pack=-(-together * tokens // multiple) * multiple,
         codec=Path(config.data.codec),
     )
 

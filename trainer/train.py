@@ -16,11 +16,12 @@ from data.manifest import Manifest
 from data.pack import PackPlan
 from model.flops import parameter_count
 from parallel.launch import Launch
+from parallel.legality import require_legal
 from parallel.runtime import Grid
 from trainer.build import Run, build_engine, heldout_of, open_shards
 from trainer.checkpoint import CheckpointReader, newest_checkpoint
 from trainer.compose import to_dataclass, to_yaml, user_errors
-from trainer.config import TrainConfig, differences
+from trainer.config import TrainConfig, differences, workload
 from trainer.loop import Progress, train
 from trainer.metrics import Metrics
 from trainer.samples import sample_set
@@ -31,16 +32,13 @@ log = logging.getLogger(__name__)
 
 def plan_lines(config: TrainConfig, manifest: Manifest, plan: PackPlan, world_size: int) -> list[str]:
     """What a run would do, checked as far as one process can."""
-    dims = config.parallel.resolve(world_size)
     model, data = config.model, config.data
-    dims.check_model(num_heads=model.num_heads, ffn_dim=model.ffn_dim, num_blocks=model.num_blocks)
-    dims.check_packs(tokens_per_pack=data.tokens_per_pack, packs_per_step=data.packs_per_step)
+    dims = require_legal(config.parallel, workload(config), world_size)
     count = parameter_count(model)
     tokens = int(plan.manifest.video_tokens.sum())
-    sequence = " with sequence parallelism" if dims.tensor > 1 and dims.sequence else ""
     return [
         f"run {config.name} in {config.folder}: {config.run.steps} steps",
-        f"layout: {dims.tensor} tensor{sequence} x {dims.pipeline} pipeline x {dims.data} data, {world_size} in all",
+        f"layout: {dims.describe()}, {world_size} in all",
         f"model: {count.total:,} parameters, {count.non_embedding:,} of them in the {model.num_blocks} blocks",
         f"data: {len(plan.manifest):,} training samples of {len(manifest):,}, {tokens:,} tokens an epoch",
         f"step: {data.packs_per_step} packs of {data.tokens_per_pack} tokens",
@@ -91,7 +89,7 @@ def run(config: TrainConfig) -> int:
             engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
             log.info("resumed from %s", reader.folder)
         heldout = heldout_of(config, manifest)
-        samples = sample_set(config, manifest, tensor_size=grid.tensor_size)
+        samples = sample_set(config, manifest, multiple=grid.dims.stream_shards)
         with Metrics(config.path, speaks=speaks, resume_step=progress.step, config_yaml=to_yaml(config)) as metrics:
             metrics.start_wandb(config.wandb, name=config.name, settings=config.defining())
             parts = Run(

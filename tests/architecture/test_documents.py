@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 
 from data.clips import read_clips
 from data.lattice import ClipConfig
+from parallel.legality import require_legal
 from tests.data.media import video
 from trainer.compose import to_dataclass
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, workload
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,9 +83,7 @@ def test_a_command_for_training_starts_on_the_ranks_it_says(command):
     for key in OmegaConf.missing_keys(composed):
         OmegaConf.update(composed, key, "given-by-the-user")
     config = to_dataclass(TrainConfig, composed)
-    dims, model, data = config.parallel.resolve(command.ranks), config.model, config.data
-    dims.check_model(num_heads=model.num_heads, ffn_dim=model.ffn_dim, num_blocks=model.num_blocks)
-    dims.check_packs(tokens_per_pack=data.tokens_per_pack, packs_per_step=data.packs_per_step)
+    require_legal(config.parallel, workload(config), command.ranks)
 
 
 def folder_of(*overrides: str) -> str:

@@ -1,10 +1,11 @@
+import os
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from data.loader import Loader, SampleReader, read_sample
+from data.loader import Loader, RankShare, SampleReader, read_sample
 from data.manifest import Manifest
 from data.pack import PackPlan, Position
 from tests.data.latent_set import sample, write_latents
@@ -40,6 +41,7 @@ def test_a_step_holds_the_planned_packs(manifest):
         assert step.token_budget == 400
         assert all(
             s.video_tokens == s.latent_CTHW[0].numel() // 4
+            and s.latent_shape == s.latent_CTHW.shape
             and torch.equal(s.latent_CTHW, sample(int(s.key[-4:])).latent_CTHW)
             for pack in step.packs
             for s in pack
@@ -49,7 +51,8 @@ def test_a_step_holds_the_planned_packs(manifest):
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_the_global_stream_does_not_depend_on_the_ranks(manifest, ranks):
     whole = [keys(step.packs) for step in steps(Loader(plan(manifest), packs_per_step=4), 10)]
-    parts = [steps(Loader(plan(manifest), packs_per_step=4, data_rank=r, data_size=ranks), 10) for r in range(ranks)]
+    shares = [RankShare(data_rank=r, data_size=ranks) for r in range(ranks)]
+    parts = [steps(Loader(plan(manifest), packs_per_step=4, share=share), 10) for share in shares]
     for number, packs in enumerate(whole):
         together = [None] * 4
         for r in range(ranks):
@@ -60,7 +63,8 @@ def test_the_global_stream_does_not_depend_on_the_ranks(manifest, ranks):
 
 def test_a_loader_goes_on_from_any_position_with_other_ranks(manifest):
     whole = steps(Loader(plan(manifest), packs_per_step=6), 12)
-    middle = steps(Loader(plan(manifest), packs_per_step=6, start=whole[4].position_after, data_size=3), 7)
+    third = RankShare(data_size=3)
+    middle = steps(Loader(plan(manifest), packs_per_step=6, start=whole[4].position_after, share=third), 7)
     assert [step.keys for step in middle] == [step.keys for step in whole[5:]]
 
 
@@ -75,7 +79,59 @@ def test_ranks_must_divide_the_packs_of_a_step(manifest):
     with pytest.raises(
         ValueError, match="data.packs_per_step=4 must be a multiple of the 3 data-parallel ranks: take 3"
     ):
-        Loader(plan(manifest), packs_per_step=4, data_size=3)
+        Loader(plan(manifest), packs_per_step=4, share=RankShare(data_size=3))
+
+
+@pytest.fixture
+def bytes_read(monkeypatch):
+    """(offset, size) of every read of a shard."""
+    reads, pread = [], os.pread
+
+    def recorded(descriptor, size, offset):
+        data = pread(descriptor, size, offset)
+        reads.append((offset, len(data)))
+        return data
+
+    monkeypatch.setattr("data.loader.os.pread", recorded)
+    return reads
+
+
+def test_without_latents_only_text_and_captions_are_read(manifest, bytes_read):
+    whole, bare = SampleReader(manifest), SampleReader(manifest, latents=False)
+    for row in range(len(manifest)):
+        expected, place = whole.read(row), manifest.row(row)
+        bytes_read.clear()
+        one = bare.read(row)
+        wanted = [(place[f"{member}_offset"], place[f"{member}_size"]) for member in ("json", "text")]
+        assert sorted(bytes_read) == sorted(wanted), "no byte of the latent, and every other one once"
+        assert one.latent_CTHW is None
+        assert one.latent_shape == expected.latent_shape == sample(int(one.key[-4:])).latent_CTHW.shape
+        assert all(torch.equal(one.text[kind], value) for kind, value in expected.text.items())
+        same = ("key", "index", "captions", "source", "video_tokens", "bucket")
+        assert [getattr(one, name) for name in same] == [getattr(expected, name) for name in same]
+        assert one.num_bytes == sum(text.nbytes for text in one.text.values())
+    whole.close()
+    bare.close()
+
+
+def test_a_sample_with_its_latent_is_one_read(manifest, bytes_read):
+    read_sample(manifest, 3)
+    place = manifest.row(3)
+    ends = [place[f"{member}_offset"] + place[f"{member}_size"] for member in ("json", "latent", "text")]
+    assert bytes_read == [(place["json_offset"], max(ends) - place["json_offset"])]
+
+
+def test_a_loader_without_latents_gives_the_same_steps(manifest):
+    whole = steps(Loader(plan(manifest), packs_per_step=4), 8)
+    share = RankShare(latents=False)
+    for step, expected in zip(steps(Loader(plan(manifest), packs_per_step=4, share=share), 8), whole, strict=True):
+        assert keys(step.packs) == keys(expected.packs)
+        assert (step.position_after, step.epochs, step.video_tokens) == (
+            expected.position_after,
+            expected.epochs,
+            expected.video_tokens,
+        )
+        assert all(one.latent_CTHW is None for pack in step.packs for one in pack)
 
 
 def damaged(tmp_path, member, *, key="film/clip0007"):
@@ -95,6 +151,14 @@ def test_a_flipped_bit_is_an_error_with_shard_and_key(tmp_path, member):
     manifest, row, path = damaged(tmp_path, member)
     with pytest.raises(ValueError, match=f"{path}: sample film/clip0007: its {member} is damaged"):
         read_sample(manifest, row)
+
+
+def test_damage_is_met_by_those_who_read_it(tmp_path):
+    manifest, row, _ = damaged(tmp_path / "a", "latent")
+    assert SampleReader(manifest, latents=False).read(row).key == "film/clip0007"
+    manifest, row, _ = damaged(tmp_path / "b", "text")
+    with pytest.raises(ValueError, match="film/clip0007: its text is damaged"):
+        SampleReader(manifest, latents=False).read(row)
 
 
 @pytest.mark.parametrize("meta", [b"{}", b"[1]", b"}"])

@@ -115,7 +115,7 @@ def test_stages_in_sequence_equal_the_whole(cut: int) -> None:
     """Outputs and gradients, with parameter names that are global; also where one stage has no block."""
     whole, inputs = random_dit(), pack([sample(0), sample(1)])
     stages = [Stage(0, cut, True, False), Stage(cut, CONFIG.num_blocks, False, True)]
-    first, last = (VideoDiT(CONFIG, stage=stage).double() for stage in stages)
+    first, last = (VideoDiT(CONFIG, stages=[stage]).double() for stage in stages)
     state = whole.state_dict()
     for part in (first, last):
         part.load_state_dict({name: state[name] for name in part.state_dict()})

@@ -32,7 +32,7 @@ def test_stages_start_from_the_whole_model_s_weights(cut: int) -> None:
     init_weights(whole, seed=4)
     state = whole.state_dict()
     for stage in (Stage(cut, 3, False, True), Stage(0, cut, True, False)):
-        part = VideoDiT(CONFIG, stage=stage)
+        part = VideoDiT(CONFIG, stages=[stage])
         init_weights(part, seed=4)
         assert all(torch.equal(value, state[name]) for name, value in part.state_dict().items())
 

@@ -1,5 +1,7 @@
 """Patches, their order and their way back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -52,3 +54,6 @@ def test_moving_a_pack_narrows_what_is_learned_from_only() -> None:
     assert moved.position_L3.dtype == moved.row_L.dtype == torch.int64
     assert moved.is_condition_R.dtype == torch.bool
     assert moved.segment_lengths == (4,) and moved.num_tokens == 4
+    without = replace(inputs, patch_LP=None).to("cpu", torch.bfloat16)
+    assert without.patch_LP is None and without.num_tokens == 4
+    assert without.text_KE.dtype == torch.bfloat16

@@ -14,7 +14,7 @@ from model.dit import DiTConfig, VideoDiT
 from model.packed import PackedInputs, patch_positions
 
 CONFIG = DiTConfig(
-    num_blocks=3, num_heads=4, head_dim=8, ffn_dim=48, text_dim=12, in_channels=3, out_channels=3, time_freq_dim=16
+    num_blocks=4, num_heads=4, head_dim=8, ffn_dim=48, text_dim=12, in_channels=3, out_channels=3, time_freq_dim=16
 )
 TOKENS = 24
 GRIDS = [  # of the samples of a pack; what is left of it is padding

@@ -1,6 +1,6 @@
 """Runs every layout the tests look at, in one set of forked processes: `python run_layouts.py FOLDER [PATTERN]`.
 
-Each case writes FOLDER/CASE/rankN.safetensors and .json; a case that fails writes rankN.error and the rest go on.
+Each case writes FOLDER/CASE/rankN.safetensors and .json; a case that fails writes rankN.error and ends the run.
 """
 
 import json
@@ -28,7 +28,7 @@ from parallel.engine import TrainEngine
 from parallel.optim import AdamWConfig
 from parallel.pipeline import Pipeline
 from parallel.runtime import Grid
-from parallel.shard import is_on_every_stage, shard_of
+from parallel.shard import is_on_every_stage, is_sharded, shard_of
 from parallel.stage import build_stage, check_replicas, sum_over_stages
 from parallel.tensor import MegatronLayers
 
@@ -43,7 +43,22 @@ LAYOUTS = {
     "dp2": {"data": 2},
     "tp2_pp2": {"tensor": 2, "pipeline": 2},
     "tp2_pp2_dp2": {"tensor": 2, "pipeline": 2, "data": 2},
+    "cp2": {"context": 2},
+    "tp2_cp2": {"tensor": 2, "context": 2},
+    "cp2_pp2": {"context": 2, "pipeline": 2},
+    "pp2_v2": {"pipeline": 2, "virtual_pipeline": 2},
+    "pp4": {"pipeline": 4},
+    "dp2_z0": {"data": 2, "zero_stage": 0},
+    "dp2_z2": {"data": 2, "zero_stage": 2},
+    "dp2_z3": {"data": 2, "zero_stage": 3},
+    "tp2_sp_dp2_z2": {"tensor": 2, "data": 2, "zero_stage": 2},
+    "tp2_sp_dp2_z3": {"tensor": 2, "data": 2, "zero_stage": 3},
 }
+LAYOUTS |= (
+    {f"{name}_full": {**dims, "recompute": "full"} for name, dims in LAYOUTS.items()}
+    | {f"{name}_bf16": {**dims, "precision": "bf16"} for name, dims in LAYOUTS.items()}
+    | {f"{name}_selective": {**dims, "recompute": "selective"} for name, dims in LAYOUTS.items()}
+)
 
 
 class Output:
@@ -58,6 +73,10 @@ class Output:
             self.notes["pieces"].append(
                 {"kind": piece.kind, "name": piece.name, "offset": piece.offset, "global_shape": piece.global_shape}
             )
+
+
+def sharded(stage):
+    return {name for name, parameter in stage.named_parameters() if is_sharded(parameter)}
 
 
 def fill(stage, grid):
@@ -76,24 +95,24 @@ def gradients(grid, out, folder, *, microbatches):
     """Loss and gradients in float64 under the schedule alone."""
     stage = build_stage(grid, reference.CONFIG, seed=0).double()
     fill(stage, grid)
-    check_replicas(grid, stage)
+    check_replicas(grid, dict(stage.named_parameters()), sharded(stage))
     packs = reference.step_packs(0, count=microbatches * grid.data_size)
     weight = float(sum(pack.weight_L.sum() for pack in packs))
     loss = Pipeline(grid, stage).forward_backward(mine(packs, grid), scale=1 / weight)
     loss = torch.tensor(loss, dtype=torch.float64)
-    dist.all_reduce(loss, group=grid.data_group)
+    dist.all_reduce(loss, group=grid.replica_group)
     named = dict(stage.named_parameters())
     sum_over_stages(grid, [p.grad for name, p in named.items() if is_on_every_stage(name)])
     for name, parameter in named.items():
-        dist.all_reduce(parameter.grad, group=grid.data_group)
+        dist.all_reduce(parameter.grad, group=grid.replica_group)
         out.tensors[name] = parameter.grad
         out.notes["pieces"].append({"name": name, "offset": shard_of(parameter, grid).offset})
     out.notes["loss"] = float(loss) if grid.is_last_stage else None
 
 
-def training(grid, out, folder, *, dtype=torch.float32, steps=reference.STEPS):
+def training(grid, out, folder, *, steps=reference.STEPS):
     """Steps with DeepSpeed, then predictions with the weights and with their average."""
-    with make_engine(grid, dtype) as engine:
+    with make_engine(grid) as engine:
         out.notes["results"] = run_steps(engine, grid, range(steps))
         out.notes["adam_steps"] = engine.adam_steps
         inputs = reference.prediction_inputs()
@@ -101,16 +120,16 @@ def training(grid, out, folder, *, dtype=torch.float32, steps=reference.STEPS):
         with engine.ema_weights():
             out.tensors["averaged_predictions"] = torch.stack(engine.predict(inputs)).float()
         assert torch.equal(torch.stack(engine.predict(inputs)).float(), out.tensors["predictions"])
-        check_replicas(grid, engine.stage)
+        engine.check_replicas()
         out.add_pieces(engine.pieces())
-        if dtype == torch.float32 and steps == reference.STEPS:
+        if grid.dims.precision == "fp32" and steps == reference.STEPS:
             out.notes["more_results"] = run_steps(engine, grid, range(steps, steps + reference.MORE_STEPS))
 
 
-def make_engine(grid, dtype=torch.float32):
+def make_engine(grid):
     stage = build_stage(grid, reference.CONFIG, seed=0)
     fill(stage, grid)
-    return TrainEngine(grid, stage, AdamWConfig(**reference.ADAM), dtype=dtype)
+    return TrainEngine(grid, stage, AdamWConfig(**reference.ADAM))
 
 
 def run_steps(engine, grid, steps):
@@ -208,8 +227,8 @@ def unequal_replicas(grid, out, folder):
         with torch.no_grad():
             stage.conditioning.time_in.bias[2] += 1e-3
     try:
-        check_replicas(grid, stage)
-    except AssertionError as error:
+        check_replicas(grid, dict(stage.named_parameters()), sharded(stage))
+    except ValueError as error:
         out.notes["error"] = str(error)
 
 
@@ -225,7 +244,8 @@ def refusals(grid, out, folder):
     """Packs that do not fit the layout."""
     stage = build_stage(grid, reference.CONFIG, seed=0)
     inputs = reference.make_pack(1).inputs
-    odd = type(inputs)(**{**vars(inputs), "patch_LP": inputs.patch_LP[:-1]})
+    shorter = {"patch_LP": inputs.patch_LP[:-1], "position_L3": inputs.position_L3[:-1]}
+    odd = type(inputs)(**{**vars(inputs), **shorter})
     try:
         Pipeline(grid, stage).predict([odd])
     except ValueError as error:
@@ -233,6 +253,20 @@ def refusals(grid, out, folder):
 
 
 def cases():
+    for layout in (
+        "cp2",
+        "tp2_cp2",
+        "cp2_pp2",
+        "pp2_v2",
+        "pp4",
+        "tp2_sp_full",
+        "pp2_full",
+        "tp2_sp_selective",
+        "cp2_pp2_full",
+    ):
+        yield f"gradients_{layout}_2", layout, gradients, {"microbatches": 2}
+    for layout in ("dp2_z0", "dp2_z2", "dp2_z3", "tp2_sp_dp2_z2", "tp2_sp_dp2_z3", "dp2_z3_full", "cp2", "pp2_v2"):
+        yield f"training_{layout}", layout, training, {}
     for layout in ("single", "tp2", "tp2_sp", "pp2", "pp3", "tp4_sp", "tp2_pp2_dp2"):
         for microbatches in (2,) if layout == "tp4_sp" else (1, 2, 3):
             yield f"gradients_{layout}_{microbatches}", layout, gradients, {"microbatches": microbatches}
@@ -243,7 +277,7 @@ def cases():
     for layout in ("single", "tp2_pp2_dp2"):
         yield f"resumed_{layout}_{layout}", layout, resumed, {"source": f"training_{layout}"}
     for layout in ("single", "dp2", "tp2_pp2", "tp2_pp2_dp2"):
-        yield f"bf16_{layout}", layout, training, {"dtype": torch.bfloat16, "steps": 3}
+        yield f"bf16_{layout}", f"{layout}_bf16", training, {"steps": 3}
     yield "initial_tp2_pp2_dp2", "tp2_pp2_dp2", initial, {}
     for layout in ("dp2", "tp2_pp2"):
         yield f"not_finite_{layout}", layout, not_finite, {}

@@ -21,7 +21,7 @@ def adapter():
         SimpleNamespace(
             tensor_rank=1, tensor_size=2, tensor_group="tensor",
             pipeline_rank=2, pipeline_size=3, pipeline_group="pipeline",
-            data_rank=3, data_size=4, data_group="data",
+            replica_rank=3, replica_size=4, replica_group="replicas",
             model_group=Group(6),
         )
     )  # fmt: skip
@@ -38,7 +38,7 @@ def test_ranks_and_sizes(adapter):
 def test_groups(adapter):
     assert adapter.get_tensor_model_parallel_group() == "tensor"
     assert adapter.get_pipeline_model_parallel_group() == "pipeline"
-    assert adapter.get_data_parallel_group() == "data"
+    assert adapter.get_data_parallel_group() == "replicas"
     assert adapter.get_model_parallel_group().size() == 6
 
 

@@ -23,7 +23,7 @@ from model.text import TextConfig
 from parallel.dims import ParallelDims
 from parallel.fragments import Piece
 from parallel.optim import AdamWConfig
-from trainer.batch import build_microbatch
+from trainer.batch import PackRecipe, build_microbatch
 from trainer.checkpoint import write_checkpoint
 from trainer.compose import to_yaml
 from trainer.config import DataConfig, EvaluationConfig, LoopConfig, SamplesConfig, TrainConfig
@@ -158,16 +158,15 @@ def train_dit(case: RunCase, *, steps: int) -> VideoDiT:
     samples = [reader.read(row) for row in range(len(training))]
     reader.close()
     tokens = sum(sample.video_tokens for sample in samples)
+    recipe = PackRecipe(
+        flow=config.flow,
+        seed=0,
+        tokens_per_pack=tokens,
+        patch_size=MODEL.patch_size,
+        null_text=manifest.null_text(),
+    )
     for step in range(steps):
-        pack = build_microbatch(
-            samples,
-            flow=config.flow,
-            seed=0,
-            epoch=step,
-            tokens_per_pack=tokens,
-            patch_size=MODEL.patch_size,
-            null_text=manifest.null_text(),
-        )
+        pack = build_microbatch(samples, recipe, epoch=step)
         loss = (dit(pack.inputs) - pack.target_LP).square().mean()
         optimizer.zero_grad()
         loss.backward()

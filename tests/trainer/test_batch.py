@@ -18,6 +18,7 @@ from model.packed import patchify
 from trainer.batch import (
     EvaluationItem,
     Microbatch,
+    PackRecipe,
     Segment,
     build_evaluation_microbatch,
     build_microbatch,
@@ -42,6 +43,7 @@ def make_sample(number: int) -> Sample:
     return Sample(
         key=f"clip/{number}",
         index=number,
+        latent_shape=tuple(latent_CTHW.shape),
         latent_CTHW=latent_CTHW,
         text=text,
         captions={kind: f"{kind} caption {number}" for kind in text},
@@ -51,10 +53,15 @@ def make_sample(number: int) -> Sample:
     )
 
 
+def recipe(
+    flow: FlowConfig = CONDITIONED, *, tokens: int = 64, patches: bool = True, targets: bool = True
+) -> PackRecipe:
+    sizes = {"tokens_per_pack": tokens, "patch_size": PATCH}
+    return PackRecipe(flow=flow, seed=3, null_text=NULL_TEXT, patches=patches, targets=targets, **sizes)
+
+
 def build(samples: list[Sample], flow: FlowConfig = CONDITIONED, *, epoch: int = 0, tokens: int = 64) -> Microbatch:
-    return build_microbatch(
-        samples, flow=flow, seed=3, epoch=epoch, tokens_per_pack=tokens, patch_size=PATCH, null_text=NULL_TEXT
-    )
+    return build_microbatch(samples, recipe(flow, tokens=tokens), epoch=epoch)
 
 
 def parts(batch: Microbatch) -> dict[str, tuple[Tensor, ...]]:
@@ -157,6 +164,44 @@ def test_captions_of_both_kinds_and_none_come_as_often_as_configured() -> None:
     assert stats.chisquare([seen["null"], seen["short"], seen["descriptive"]], [120, 240, 240]).pvalue > 1e-3
 
 
+def fields_of(batch: Microbatch) -> dict[str, object]:
+    """Every field of a microbatch and of its inputs, by name."""
+    fields = vars(batch.inputs) | vars(batch)
+    del fields["inputs"]
+    return fields
+
+
+@pytest.mark.parametrize(("patches", "targets"), [(True, False), (False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("tokens", [64, 38])
+def test_a_stage_has_the_parts_it_reads_of_the_whole_microbatch_bit_for_bit(
+    patches: bool, targets: bool, tokens: int
+) -> None:
+    """First, middle and last stage, and a whole model; with padding and without."""
+    samples = [make_sample(n) for n in range(4)]
+    flow = replace(CONDITIONED, caption_dropout=0.3, condition_noise_max=0.3)
+    stage = [sample if patches or targets else replace(sample, latent_CTHW=None) for sample in samples]
+    for epoch in range(3):
+        whole = fields_of(build(samples, flow, epoch=epoch, tokens=tokens))
+        parts = recipe(flow, tokens=tokens, patches=patches, targets=targets)
+        part = fields_of(build_microbatch(stage, parts, epoch=epoch))
+        whole["patch_LP"] = whole["patch_LP"] if patches else None
+        whole["target_LP"] = whole["target_LP"] if targets else None
+        assert part.keys() == whole.keys() >= {"row_L", "weight_L", "time_R", "text_KE", "segment_lengths"}
+        for name, value in whole.items():
+            same = torch.equal(value, part[name]) if isinstance(value, Tensor) else value == part[name]
+            assert same, name
+
+
+def test_noise_is_drawn_only_where_something_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.batch.draw_noise", lambda *_: pytest.fail("noise was drawn"))
+    assert build_microbatch([make_sample(0)], recipe(patches=False, targets=False), epoch=0).weight_L.any()
+
+
+def test_what_is_made_of_latents_needs_them() -> None:
+    with pytest.raises(AssertionError, match="clip/0 was read without its latent"):
+        build([replace(make_sample(0), latent_CTHW=None)])
+
+
 def evaluation(items: list[EvaluationItem], caption_kind: str | None = "short", tokens: int = 64) -> Microbatch:
     return build_evaluation_microbatch(
         items, seed=0, tokens_per_pack=tokens, patch_size=PATCH, null_text=NULL_TEXT, caption_kind=caption_kind
@@ -225,6 +270,6 @@ def test_packs_are_filled_in_order_within_the_budget() -> None:
 
 
 def test_a_latent_that_does_not_divide_into_patches_is_refused() -> None:
-    odd = replace(make_sample(0), latent_CTHW=torch.zeros(2, 1, 3, 4))
+    odd = replace(make_sample(0), latent_shape=(2, 1, 3, 4), latent_CTHW=torch.zeros(2, 1, 3, 4))
     with pytest.raises(ValueError, match="3 x 4 does not divide"):
         build([odd])

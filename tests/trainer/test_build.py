@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from data.pack import Position
 from tests.trainer.run_case import ROOT, overrides
-from trainer.build import heldout_of, open_shards
+from trainer.build import Run, heldout_of, open_shards
 from trainer.compose import to_dataclass
 from trainer.config import TrainConfig
 
@@ -64,6 +66,33 @@ def test_what_is_observed_along_the_way_is_checked_before_the_first_step(config)
     open_shards(unknown)
     with pytest.raises(ValueError, match=r"evaluation\.caption_kind=long, but .* of kind short, descriptive: set it"):
         open_shards(with_section(unknown, "run", evaluate_every=5))
+
+
+def stage_run(config, *, first, last):
+    """What a rank of a stage reads from."""
+    manifest, plan = open_shards(config)
+    grid = SimpleNamespace(data_rank=0, data_size=1, is_first_stage=first, is_last_stage=last)
+    parts = {"config": config, "grid": grid, "manifest": manifest, "plan": plan, "null_text": manifest.null_text()}
+    return Run(**parts, engine=None, heldout=None, samples=None, metrics=None)
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [(True, False), (False, False), (False, True)], ids=["first", "middle", "last"]
+)
+def test_only_the_ends_of_a_pipeline_read_latents(config, first, last):
+    built = []
+    for run in (stage_run(config, first=True, last=True), stage_run(config, first=first, last=last)):
+        with run.loader(Position()) as loader:
+            batch = next(loader)
+        built.append(run.microbatches(batch))
+    assert all((one.latent_CTHW is not None) == (first or last) for pack in batch.packs for one in pack)
+    for whole, part in zip(*built, strict=True):
+        assert (part.inputs.patch_LP is not None) == first
+        assert (part.target_LP is not None) == last
+        assert not first or torch.equal(part.inputs.patch_LP, whole.inputs.patch_LP)
+        assert not last or torch.equal(part.target_LP, whole.target_LP)
+        assert torch.equal(part.inputs.text_KE, whole.inputs.text_KE)
+        assert torch.equal(part.weight_L, whole.weight_L)
 
 
 def test_nothing_is_written(config):

@@ -42,6 +42,7 @@ def sample(number: int, *, grid: tuple[int, int, int] | None = None, scale: floa
     return Sample(
         key=f"clip/{number}",
         index=number,
+        latent_shape=tuple(latent_CTHW.shape),
         latent_CTHW=latent_CTHW,
         text={"short": torch.randn(1 + number % 3, TEXT_DIM, generator=generator)},
         captions={"short": f"caption {number}"},

@@ -15,6 +15,8 @@ HALF = STEPS // 2
 PARITY = 2e-5
 KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
 RANKS = {"single": 1, "tp2": 2, "pp2": 2, "dp2": 2, "tp2_pp2": 4}
+THREE_BLOCKS = {"model__num_blocks": 3, "run__steps": 8, "run__evaluate_every": 4, "run__checkpoint_every": 0}
+THREE_STAGES = {**THREE_BLOCKS, "parallel__pipeline": 3}
 
 
 def words(name, layout, **changes):
@@ -101,6 +103,17 @@ def test_every_layout_trains_the_same_run(straight, layout):
         assert column(straight[layout], name) == column(straight["single"], name), name
 
 
+def test_a_middle_stage_without_latents_trains_the_same_run(commands, inputs):
+    commands.run(words("whole", "single", **THREE_BLOCKS), cwd=inputs).ok()
+    commands.run(words("staged", "pp2", **THREE_STAGES), cwd=inputs, ranks=3).ok()
+    for name in ("loss", "grad_norm", "heldout/loss"):
+        pairs = list(zip(column(inputs / "staged", name), column(inputs / "whole", name), strict=True))
+        assert all(a[0] == b[0] and a[1] == pytest.approx(b[1], rel=PARITY) for a, b in pairs), name
+        assert len(pairs) >= 3
+    for name in ("tokens", "flops", "fill"):
+        assert column(inputs / "staged", name) == column(inputs / "whole", name), name
+
+
 def test_a_killed_run_goes_on_from_its_last_checkpoint_and_rewrites_what_came_after(train, straight, inputs):
     assert train("killed", "single", event={"step": 13, "signal": "SIGKILL"}).code == -9
     assert [step for step, _ in column(inputs / "killed", "loss")][-1] == 12
@@ -126,15 +139,17 @@ def test_a_latent_that_is_not_finite_is_never_trained_on(commands, inputs, tmp_p
     assert "sample clip6 has NaN or Inf in its latent: encode the clips again" in sentence
 
 
-def test_a_shard_that_one_rank_cannot_read_ends_all_of_them_with_one_sentence(commands, inputs, tmp_path):
+@pytest.mark.parametrize(("layout", "ranks", "own"), [("dp2", 2, {}), ("pp2", 3, THREE_STAGES)])
+def test_a_shard_that_not_every_rank_reads_ends_all_of_them(commands, inputs, tmp_path, layout, ranks, own):
+    """The other replica reads other samples, and the middle one of three stages reads no latents."""
     shutil.copytree(inputs / "latents", tmp_path / "latents")
-    changes = {"data__folder": tmp_path / "latents", "data__packs_per_step": 2, "data__prefetch_steps": 1}
+    changes = {"data__folder": tmp_path / "latents", "data__packs_per_step": 2, "data__prefetch_steps": 1} | own
     for shard in (tmp_path / "latents").rglob("*.tar"):  # one byte of every latent of a shard
         damaged = bytearray(shard.read_bytes())
         if b"clip3.latent" in damaged:
             damaged[damaged.index(b"clip3.latent") + 512 + 100] ^= 1
             shard.write_bytes(damaged)
-    sentence = commands.run(words(tmp_path / "run", "dp2", **changes), cwd=inputs, ranks=2).refused()
+    sentence = commands.run(words(tmp_path / "run", layout, **changes), cwd=inputs, ranks=ranks).refused()
     assert "sample clip3: its latent is damaged (wrong checksum)" in sentence
 
 
