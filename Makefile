@@ -32,6 +32,8 @@ check: $(READY)
 
 bench: $(READY)
 	@python -m bench.dit
+	@CUDA_VISIBLE_DEVICES= python -m bench.pipeline
+	@CUDA_VISIBLE_DEVICES= python -m bench.overhead
 
 format: $(READY)
 	ruff format .
