@@ -65,19 +65,26 @@ class TrainEngine:
         if weight == 0:
             return StepResult(loss=0.0, grad_norm=0.0, skipped=True)
         # DeepSpeed averages over the replicas; the factor makes that a sum.
-        scale = self.grid.replica_size / weight
-        if self._zero.drives_backward:
-            share, gradients = self._through_deepspeed(microbatches, scale), {}
-        else:
-            share = self._pipeline.forward_backward(microbatches, scale=scale)
-            gradients = {name: self._zero.gradient(name) for name in self._zero.named}
-            sum_over_stages(self.grid, [g for name, g in gradients.items() if is_on_every_stage(name)])
+        share, gradients = self.accumulate(microbatches, scale=self.grid.replica_size / weight)
         loss, is_finite = self._agree(share / self.grid.replica_size, list(gradients.values()))
         if not is_finite:
             self._zero.drop_gradients()
             return StepResult(loss=loss, grad_norm=math.nan, skipped=True)
         norm = self._zero.step(lr)
         return StepResult(loss=loss, grad_norm=norm, skipped=not math.isfinite(norm))
+
+    def accumulate(self, microbatches: Sequence[Microbatch], *, scale: float) -> tuple[float, dict[str, Tensor]]:
+        """Add up the gradients of `scale` times the loss over this replica's share; no update.
+
+        Returns that share of the loss, and the gradients DeepSpeed will reduce over the replicas: complete over tensor
+        ranks and stages. There are none under ZeRO-2 and 3, which reduce them as they come.
+        """
+        if self._zero.drives_backward:
+            return self._through_deepspeed(microbatches, scale), {}
+        share = self._pipeline.forward_backward(microbatches, scale=scale)
+        gradients = {name: self._zero.gradient(name) for name in self._zero.named}
+        sum_over_stages(self.grid, [g for name, g in gradients.items() if is_on_every_stage(name)])
+        return share, gradients
 
     def predict(self, inputs: Sequence[PackedInputs]) -> list[Tensor]:
         """Predictions `[L, P]` without gradients, on every rank that holds this copy of the model."""

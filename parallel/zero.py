@@ -101,7 +101,7 @@ class ZeroOptimizer:
         is_held = self._is_bf16 and self.zero_stage == 1
         gradient = getattr(parameter, "_hp_grad", None) if is_held else parameter.grad
         assert gradient is not None, f"{name} has no gradient"
-        return gradient
+        return gradient.view(parameter.shape)
 
     def drop_gradients(self) -> None:
         """Forget the gradients of a step that is not taken."""

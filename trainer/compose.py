@@ -17,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from parallel.dims import ParallelDims
 from parallel.launch import Launch
 
 T = TypeVar("T")
@@ -168,3 +169,13 @@ def _refused_by_hydra(error: HydraException) -> str:
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     return ", ".join(line for line in lines if line and not line.startswith("See https"))
+
+
+def parse_layout(text: str) -> ParallelDims:
+    """`tensor=2 pipeline=2` as dims; ValueError for settings that `parallel` does not have."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist(text.split()))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{text!r} is no list of settings such as 'tensor=2 pipeline=2'") from error
+    assert isinstance(values, dict)
+    return to_dataclass(ParallelDims, {str(name): value for name, value in values.items()})

@@ -1,0 +1,83 @@
+"""Every legal kind of layout against plain torch in one process, through the command that users run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parallel.parity import Distance
+
+ROOT = Path(__file__).parents[2]
+LAYOUTS = (
+    "tensor=2 sequence=false",
+    "tensor=2",
+    "tensor=4",
+    "context=2",
+    "context=4",
+    "tensor=2 context=2",
+    "pipeline=2",
+    "pipeline=4",
+    "pipeline=3 blocks_per_stage=[1,2,1]",
+    "pipeline=2 virtual_pipeline=2",
+    "data=2 zero_stage=0",
+    "data=2",
+    "data=2 zero_stage=2",
+    "data=2 zero_stage=3",
+    "tensor=2 data=2",
+    "tensor=2 data=2 zero_stage=2",
+    "tensor=2 data=2 zero_stage=3",
+    "context=2 data=2 zero_stage=3",
+    "tensor=2 pipeline=2",
+    "tensor=2 pipeline=2 data=2",
+    "context=2 pipeline=2",
+)
+RECOMPUTING = tuple(f"{layout} recompute=full" for layout in LAYOUTS)
+SELECTIVE = ("tensor=2 pipeline=2 recompute=selective", "data=2 zero_stage=3 recompute=full recompute_blocks=2")
+ALL = ("", *LAYOUTS, *RECOMPUTING, *SELECTIVE)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """The table, by layout."""
+    report = tmp_path_factory.mktemp("parity") / "report.json"
+    environment = {name: v for name, v in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
+    command = [
+        *(sys.executable, "-m", "trainer.parity", f"layouts={json.dumps(ALL)}", f"report={report}"),
+        *("tokens_per_pack=24", "packs_per_step=4", "microbatches=[1,2,3,8]", "steps=20", "bf16_seeds=5"),
+    ]
+    run = subprocess.run(
+        command, cwd=ROOT, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1500
+    )
+    print(run.stdout)
+    assert report.exists(), run.stderr[-4000:]
+    return {row["layout"]: row for row in json.loads(report.read_text())}
+
+
+@pytest.mark.parametrize("layout", ALL)
+def test_a_layout_gives_the_same_run(rows, layout):
+    row = rows[layout]
+    assert row["verdict"] == "equal"
+    wanted = {"loss", "gradient", "loss in training", "global norm", "weight"}
+    has_bf16 = "zero_stage" not in layout
+    assert set(row["distances"]) == wanted | ({"bf16"} if has_bf16 else set())
+    limits = {"loss": 1e-10, "gradient": 1e-10, "loss in training": 2e-5, "global norm": 2e-5, "weight": 2e-5}
+    for name, limit in limits.items():
+        assert row["distances"][name]["value"] <= limit
+    assert not has_bf16 or 0.5 <= row["distances"]["bf16"]["value"] <= 1.5
+
+
+def test_no_threads_or_files_are_left_behind(rows):
+    """Rank 0 takes part in every layout, several groups and engines each."""
+    counts = [(row["threads"], row["files"]) for row in rows.values()]
+    assert len(counts) > 25
+    early, late = counts[3:8], counts[-5:]
+    for which in (0, 1):
+        assert max(count[which] for count in late) <= max(count[which] for count in early) + 2
+
+
+def test_the_worst_of_distances_is_the_one_that_is_no_number():
+    distances = [Distance(value=value, what="") for value in (1.0, float("nan"), 3.0)]
+    assert str(Distance.worst(distances)) == "nan"

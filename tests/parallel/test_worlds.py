@@ -1,0 +1,48 @@
+"""One set of processes, many process groups: what comes back, and what a failure says."""
+
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from parallel.worlds import WorldFailed, Worlds
+
+
+def total_of_ranks(factor):
+    value = torch.tensor(float(dist.get_rank() + 1)) * factor
+    dist.all_reduce(value)
+    return float(value), dist.get_world_size()
+
+
+def fail_on(rank):
+    if dist.get_rank() == rank:
+        raise ValueError(f"rank {rank} will not")
+    dist.barrier()
+
+
+def vanish():
+    os._exit(7)
+
+
+def test_worlds_of_several_sizes_follow_one_another_in_the_same_processes():
+    with Worlds(3) as worlds:
+        for size, total in ((3, 60.0), (1, 10.0), (2, 30.0), (3, 60.0)):
+            outcomes = worlds.run(size, total_of_ranks, 10.0)
+            assert [outcome.value for outcome in outcomes] == [(total, size)] * size
+            assert all(outcome.threads > 0 and outcome.files > 0 for outcome in outcomes)
+    assert not any(process.is_alive() for process in worlds._processes)
+
+
+def test_what_a_rank_raises_reaches_the_caller_at_once():
+    started = time.monotonic()
+    with pytest.raises(WorldFailed, match=r"(?s)rank 1: .*ValueError: rank 1 will not"), Worlds(2) as worlds:
+        worlds.run(2, fail_on, 1)
+    assert time.monotonic() - started < 30, "nobody waits for a barrier that one rank will not reach"
+    assert not any(process.is_alive() for process in worlds._processes)
+
+
+def test_a_process_that_ends_is_noticed():
+    with pytest.raises(WorldFailed, match="rank 0: the process ended without a word"), Worlds(1) as worlds:
+        worlds.run(1, vanish)

@@ -1,0 +1,239 @@
+"""Whether every layout gives the same run, on this machine and for this model.
+
+    python -m trainer.parity
+    python -m trainer.parity model=demo 'layouts=["tensor=2", "tensor=2 pipeline=2", "data=2 zero_stage=3"]'
+
+Each layout is compared with plain torch in one process: loss and every gradient in float64 under Megatron's schedule,
+then loss, global norm and weights over some steps with DeepSpeed in float32, then the first gradient in bf16. Without a
+launcher it starts the processes it needs; under torchrun it uses those that were started.
+"""
+
+import json
+import logging
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from model.dit import DiTConfig
+from parallel.dims import ParallelDims
+from parallel.launch import Launch
+from parallel.legality import Workload, require_legal
+from parallel.optim import AdamWConfig
+from parallel.parity import (
+    BF16_TOLERANCE,
+    GRADIENT_TOLERANCE,
+    TRAINING_TOLERANCE,
+    Distance,
+    measure_bf16,
+    measure_gradients,
+    measure_training,
+    write_references,
+)
+from parallel.reference import Trial
+from parallel.worlds import LaunchedWorlds, WorldFailed, Worlds
+from trainer.compose import parse_layout, to_dataclass, user_errors
+
+log = logging.getLogger(__name__)
+EXIT_DIFFERENT = 1
+TOLERANCES = {
+    "loss": GRADIENT_TOLERANCE,
+    "gradient": GRADIENT_TOLERANCE,
+    "loss in training": TRAINING_TOLERANCE,
+    "global norm": TRAINING_TOLERANCE,
+    "weight": TRAINING_TOLERANCE,
+    "bf16": BF16_TOLERANCE,
+}
+"""Columns of the table, and what is allowed in each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityConfig:
+    """Which layouts of which model, and how long each is compared."""
+
+    model: DiTConfig
+    optim: AdamWConfig
+    layouts: tuple[str, ...]
+    """Each a list of settings of `parallel`, such as "tensor=2 pipeline=2"."""
+    tokens_per_pack: int
+    packs_per_step: int
+    microbatches: tuple[int, ...]
+    """Packs on each replica for which gradients are compared."""
+    steps: int
+    """Of training in float32; 0 skips that."""
+    bf16_seeds: int
+    """Runs in bf16 whose median counts; 0 skips that."""
+    lr: float
+    folder: str | None = None
+    """Where references go; nodes must share it. None is a temporary folder."""
+    report: str | None = None
+    """A file for the table in JSON."""
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """How one layout compares."""
+
+    layout: str
+    distances: dict[str, Distance]
+    """By the names of `COLUMNS`."""
+    verdict: str
+    threads: int = 0
+    files: int = 0
+    """What rank 0 holds after the layout's groups are gone."""
+
+    @property
+    def is_equal(self) -> bool:
+        return self.verdict == "equal"
+
+
+class Comparison:
+    """Puts layouts through the same trial, one after another."""
+
+    def __init__(self, config: ParityConfig, folder: str, worlds: Worlds | LaunchedWorlds) -> None:
+        self.config, self.folder, self.worlds = config, folder, worlds
+        self.trial = Trial(
+            model=config.model,
+            tokens_per_pack=config.tokens_per_pack,
+            packs_per_step=config.packs_per_step,
+            steps=config.steps,
+            optim=config.optim,
+            lr=config.lr,
+        )
+        self._bf16_single: float | None = None
+        self._threads = self._files = 0
+
+    def write_references(self, layouts: list[ParallelDims]) -> None:
+        """What the layouts are compared with."""
+        replicas = {dims.data or 1 for dims in layouts}
+        counts = sorted({number * data for number in self.config.microbatches for data in replicas})
+        self.worlds.run(1, write_references, Path(self.folder), self.trial, counts, self.config.bf16_seeds)
+
+    def row(self, layout: str, dims: ParallelDims) -> Row:
+        """Compare one layout; raises WorldFailed where it cannot run."""
+        wide = replace(dims, precision="fp32")
+        legal = [n for n in self.config.microbatches if dims.virtual_pipeline == 1 or n >= dims.pipeline]
+        found = dict(self._measure(dims, measure_gradients, wide, legal))
+        if self.config.steps:
+            found |= self._measure(dims, measure_training, wide)
+        if self.config.bf16_seeds and dims.zero_stage == 1:
+            found["bf16"] = Distance(value=self._bf16_ratio(dims), what="x one process")
+        wrong = [name for name, distance in found.items() if not distance.value <= TOLERANCES[name]]
+        verdict = f"DIFFERS: {wrong[0]} {found[wrong[0]]}" if wrong else "equal"
+        return Row(layout=layout, distances=found, verdict=verdict, threads=self._threads, files=self._files)
+
+    def _bf16_ratio(self, dims: ParallelDims) -> float:
+        """Distance from float64 in bf16, over that of a single process."""
+        if self._bf16_single is None:
+            self._bf16_single = self._bf16(ParallelDims())
+        return self._bf16(dims) / self._bf16_single
+
+    def _bf16(self, dims: ParallelDims) -> float:
+        return statistics.median(self._measure(dims, measure_bf16, dims, self.config.bf16_seeds))
+
+    def _measure(self, dims: ParallelDims, function: Any, wide: ParallelDims, *arguments: Any) -> Any:
+        outcomes = self.worlds.run(world_size(dims), function, wide, self.folder, self.trial, *arguments)
+        self._threads, self._files = outcomes[0].threads, outcomes[0].files
+        return outcomes[0].value
+
+
+def world_size(dims: ParallelDims) -> int:
+    """Processes a layout takes; it has one replica where it does not say."""
+    return dims.model_size * (dims.data or 1)
+
+
+def legal_layouts(config: ParityConfig) -> dict[str, ParallelDims]:
+    """The layouts by their text; ValueError for the first that cannot be."""
+    model = config.model
+    work = Workload(
+        num_heads=model.num_heads,
+        ffn_dim=model.ffn_dim,
+        num_blocks=model.num_blocks,
+        tokens_per_pack=config.tokens_per_pack,
+        packs_per_step=config.packs_per_step,
+    )
+    layouts = {text: parse_layout(text) for text in config.layouts}
+    for text, dims in layouts.items():
+        try:
+            require_legal(dims, work, world_size(dims))
+        except ValueError as error:
+            raise ValueError(f"layouts: {text!r}: {error}") from error
+    return layouts
+
+
+def open_worlds(config: ParityConfig, needed: int) -> Worlds | LaunchedWorlds:
+    """Processes for the largest layout: those a launcher started, or new ones."""
+    started = Launch.named().world_size
+    available = started if started > 1 else torch.cuda.device_count() if torch.cuda.is_available() else needed
+    if needed > available:
+        what = "processes were started" if started > 1 else "GPUs are here"
+        raise ValueError(
+            f"layouts: the largest takes {needed} processes, but {available} {what}: start {needed} with torchrun, or "
+            "leave that layout out"
+        )
+    if started > 1:
+        return LaunchedWorlds(timeout_s=config.timeout_s)
+    return Worlds(needed, timeout_s=config.timeout_s)
+
+
+def compare(config: ParityConfig) -> Iterator[Row]:
+    """Rows as they are found; a layout that fails ends the processes, and the next gets new ones."""
+    layouts = legal_layouts(config)
+    needed = max(world_size(dims) for dims in layouts.values())
+    with ExitStack() as stack:
+        folder = config.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="tessera-parity-"))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        worlds = open_worlds(config, needed)
+        comparison = Comparison(config, folder, worlds)
+        comparison.write_references(list(layouts.values()))
+        for text, dims in layouts.items():
+            try:
+                yield comparison.row(text, dims)
+            except WorldFailed as failure:
+                log.debug("%s", failure)
+                yield Row(layout=text, distances={}, verdict=f"FAILED: {str(failure).strip().splitlines()[-1]}")
+                comparison.worlds = open_worlds(config, needed)
+        if isinstance(comparison.worlds, Worlds):
+            comparison.worlds.close()
+
+
+def run(config: ParityConfig) -> int:
+    """Compare and print; returns the exit code."""
+    if not config.layouts:
+        raise ValueError('layouts: none are given, such as layouts=["tensor=2"]')
+    widths = [max(34, *map(len, config.layouts)), 16, 56, 16, 16, 48, 22]
+    print(_line(["layout", *TOLERANCES, "verdict"], widths), flush=True)
+    rows = []
+    for row in compare(config):
+        rows.append(row)
+        cells = [str(row.distances.get(name, "")) for name in TOLERANCES]
+        print(_line([row.layout or "one process", *cells, row.verdict], widths), flush=True)
+    if config.report is not None:
+        Path(config.report).write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    different = [row.layout for row in rows if not row.is_equal]
+    print(f"{len(rows) - len(different)} of {len(rows)} layouts give the same run")
+    return EXIT_DIFFERENT if different else 0
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, [*widths, 0], strict=True)).rstrip()
+
+
+@user_errors
+@hydra.main(config_path="../conf", config_name="parity", version_base="1.3")
+@user_errors
+def main(config: DictConfig) -> None:
+    sys.exit(run(to_dataclass(ParityConfig, config)))
+
+
+if __name__ == "__main__":
+    main()
