@@ -116,16 +116,16 @@ def measure_training(dims: ParallelDims, folder: str, trial: Trial) -> dict[str,
 def measure_bf16(dims: ParallelDims, folder: str, trial: Trial, seeds: int) -> list[float]:
     """Distance of the whole first gradient vector in bf16 from float64's, for each seed."""
     distances = []
-    for seed in range(seeds):
-        with Grid(replace(dims, precision="bf16")) as grid, _engine(grid, _seeded(trial, seed)) as engine:
-            packs = _seeded(trial, seed).packs(0)
-            _, gradients = engine.accumulate(_mine(packs, grid), scale=1 / weight_of(packs))
-            for gradient in gradients.values():
-                dist.all_reduce(gradient, group=grid.replica_group)
-            name = f"seed_{seed}"
-            squares = _shard_squares(folder, name, gradients, engine.stage, grid)
-        whole = sum(_read(folder, name)["squares"].values())
-        distances.append((sum(squares.values()) / whole) ** 0.5)
+    with Grid(replace(dims, precision="bf16")) as grid:
+        for seed in range(seeds):
+            packs, name = _seeded(trial, seed).packs(0), f"seed_{seed}"
+            with _engine(grid, _seeded(trial, seed)) as engine:
+                _, gradients = engine.accumulate(_mine(packs, grid), scale=1 / weight_of(packs))
+                for gradient in gradients.values():
+                    dist.all_reduce(gradient, group=grid.replica_group)
+                squares = _shard_squares(folder, name, gradients, engine.stage, grid)
+            whole = sum(_read(folder, name)["squares"].values())
+            distances.append((sum(squares.values()) / whole) ** 0.5)
     return distances
 
 

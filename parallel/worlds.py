@@ -42,14 +42,17 @@ class Worlds:
         """Starts the processes; what is imported by now is shared with them, except on a GPU, which forbids forks."""
         self.size, self.timeout_s = size, timeout_s
         forked, fresh = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
-        method = fresh if torch.cuda.is_available() else forked
+        forks = not torch.cuda.is_available()
+        method = forked if forks else fresh
         self._folder = tempfile.TemporaryDirectory(prefix="tessera-worlds-")
         self._count = 0
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
         for rank in range(size):
             ours, theirs = method.Pipe()
-            process = method.Process(target=_serve, args=(theirs, rank, size, timeout_s), daemon=True)
+            # A fork has these too, and would keep the other processes from seeing that this one is gone.
+            others = [*self._connections, ours] if forks else []
+            process = method.Process(target=_serve, args=(theirs, others, rank, timeout_s), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -127,8 +130,12 @@ class LaunchedWorlds:
         return [_in_world(store, self._launch.rank, world_size, self.timeout_s, function, arguments)]
 
 
-def _serve(connection: Connection, rank: int, size: int, timeout_s: float) -> None:
+def _serve(connection: Connection, others: list[Connection], rank: int, timeout_s: float) -> None:
     """What a process does: one task after another until the other side closes."""
+    for other in others:
+        other.close()
+    # What is imported lives as long as the process; DeepSpeed collects garbage several times for each engine.
+    gc.freeze()
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
     if not torch.cuda.is_available():

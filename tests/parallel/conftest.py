@@ -23,6 +23,5 @@ def layouts(tmp_path_factory):
     }
     command = [sys.executable, str(HERE / "run_layouts.py"), str(folder)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    errors = [path.read_text() for path in sorted(folder.glob("*/rank*.error"))]
-    assert run.returncode == 0, "\n".join(errors[:1]) or run.stderr[-4000:]
+    assert run.returncode == 0, run.stderr[-4000:]
     return folder

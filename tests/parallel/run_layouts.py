@@ -1,19 +1,14 @@
 """Runs every layout the tests look at, in one set of forked processes: `python run_layouts.py FOLDER [PATTERN]`.
 
-Each case writes FOLDER/CASE/rankN.safetensors and .json; a case that fails writes rankN.error and ends the run.
+Each case writes FOLDER/CASE/rankN.safetensors and .json; one that fails ends the run.
 """
 
 import json
 import logging
 import math
-import multiprocessing
-import os
 import re
 import sys
-import time
-import traceback
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import layout_reference as reference
@@ -31,6 +26,7 @@ from parallel.runtime import Grid
 from parallel.shard import is_on_every_stage, is_sharded, shard_of
 from parallel.stage import build_stage, check_replicas, sum_over_stages
 from parallel.tensor import MegatronLayers
+from parallel.worlds import Worlds
 
 SIZE = 8
 LAYOUTS = {
@@ -54,11 +50,16 @@ LAYOUTS = {
     "tp2_sp_dp2_z2": {"tensor": 2, "data": 2, "zero_stage": 2},
     "tp2_sp_dp2_z3": {"tensor": 2, "data": 2, "zero_stage": 3},
 }
-LAYOUTS |= (
-    {f"{name}_full": {**dims, "recompute": "full"} for name, dims in LAYOUTS.items()}
-    | {f"{name}_bf16": {**dims, "precision": "bf16"} for name, dims in LAYOUTS.items()}
-    | {f"{name}_selective": {**dims, "recompute": "selective"} for name, dims in LAYOUTS.items()}
+LAYOUTS |= {f"{name}_bf16": {**dims, "precision": "bf16"} for name, dims in LAYOUTS.items()}
+TRAINED = ("single", "dp2", "tp2_sp", "tp2_pp2_dp2", "pp2_v2", "cp2_pp2", "dp2_z0", "dp2_z3", "tp2_sp_dp2_z2")
+RESUMED = (
+    *(("single", "tp2_pp2_dp2"), ("tp2_pp2_dp2", "dp2"), ("tp2_sp", "pp2_v2"), ("dp2_z3", "cp2_pp2")),
+    *(("cp2_pp2", "tp2_sp_dp2_z3"), ("pp2_v2", "dp2_z0"), ("dp2_z0", "dp2_z2")),
+    *((layout, layout) for layout in ("single", "tp2_pp2_dp2", "dp2_z3")),
 )
+"""From one layout to another, or to the same."""
+BF16 = ("single", "dp2", "tp2_pp2", "tp2_pp2_dp2", "pp2_v2", "cp2", "dp2_z2", "dp2_z3")
+NOT_FINITE = ("dp2", "tp2_pp2", "dp2_z0", "dp2_z2", "dp2_z3")
 
 
 class Output:
@@ -192,7 +193,7 @@ def not_finite(grid, out, folder):
     """A bad loss, then a bad gradient on one rank, then a step without loss, then a good step."""
     with make_engine(grid) as engine:
         run_steps(engine, grid, range(2))
-        before = [tensor.clone() for tensor in (*engine.stage.parameters(), *engine._zero.masters)]
+        before = [tensor.detach().clone() for tensor in (*engine.stage.parameters(), *engine._zero.masters)]
 
         packs = mine(reference.step_packs(2), grid)
         if grid.data_rank == grid.data_size - 1:
@@ -200,13 +201,8 @@ def not_finite(grid, out, folder):
         bad_loss = engine.step(packs, lr=reference.LR)
 
         packs = mine(reference.step_packs(2), grid)
-        handle = None
-        if grid.rank == grid.world_size - 1:
-            last = list(engine.stage.parameters())[-1]
-            handle = last.register_hook(lambda gradient: gradient * float("inf"))
-        bad_gradient = engine.step(packs, lr=reference.LR)
-        if handle:
-            handle.remove()
+        with infinite_gradient(engine, grid) if grid.rank == grid.world_size - 1 else nullcontext():
+            bad_gradient = engine.step(packs, lr=reference.LR)
 
         for pack in packs:
             pack.weight_L.zero_()
@@ -218,6 +214,21 @@ def not_finite(grid, out, folder):
         out.notes["skipped"] = [result.skipped for result in (bad_loss, bad_gradient, no_loss)]
         out.notes["finite"] = [math.isfinite(bad_loss.loss), math.isfinite(bad_gradient.grad_norm)]
         out.notes["results"] = run_steps(engine, grid, range(2, 4))
+
+
+@contextmanager
+def infinite_gradient(engine, grid):
+    """Inside, this rank's gradients are not finite though its loss is."""
+    if grid.dims.zero_stage < 3:
+        last = list(engine.stage.parameters())[-1]
+        handle = last.register_hook(lambda gradient: gradient * float("inf"))
+        yield
+        handle.remove()
+    else:  # parameters have no shape that a hook could take
+        backward = engine._zero.backward
+        engine._zero.backward = lambda loss: backward(loss * float("inf"))
+        yield
+        engine._zero.backward = backward
 
 
 def unequal_replicas(grid, out, folder):
@@ -240,6 +251,18 @@ def shared_gradients(grid, out, folder):
     out.tensors |= {"entering": entering.grad, "beside": beside.grad}
 
 
+def exchanges(grid, out, folder):
+    """Tokens for heads and back, and which tokens a context rank has."""
+    layers = MegatronLayers(grid)
+    whole = torch.arange(6 * 4 * 2, dtype=torch.float64).view(6, 4, 2)
+    mine = whole[3 * grid.context_rank : 3 * grid.context_rank + 3].clone().requires_grad_()
+    first, second = layers.gather_tokens((mine, 10 * mine))
+    back = layers.gather_heads(first + second)
+    (back * (grid.context_rank + 1)).sum().backward()
+    out.tensors |= {"first": first.detach(), "second": second.detach(), "back": back.detach(), "grad": mine.grad}
+    out.notes["lengths"] = [layers.local_lengths(lengths) for lengths in ((6,), (1, 2, 3), (4, 2), (2, 2, 1, 1))]
+
+
 def refusals(grid, out, folder):
     """Packs that do not fit the layout."""
     stage = build_stage(grid, reference.CONFIG, seed=0)
@@ -252,97 +275,51 @@ def refusals(grid, out, folder):
         out.notes["error"] = str(error)
 
 
+def many_steps(grid, out, folder, *, steps):
+    """Long enough for copies to part that are not kept together; the engine refuses them when they do."""
+    with make_engine(grid) as engine:
+        run_steps(engine, grid, range(steps))
+        engine.check_replicas()
+        out.notes["adam_steps"] = engine.adam_steps
+
+
 def cases():
-    for layout in (
-        "cp2",
-        "tp2_cp2",
-        "cp2_pp2",
-        "pp2_v2",
-        "pp4",
-        "tp2_sp_full",
-        "pp2_full",
-        "tp2_sp_selective",
-        "cp2_pp2_full",
-    ):
-        yield f"gradients_{layout}_2", layout, gradients, {"microbatches": 2}
-    for layout in ("dp2_z0", "dp2_z2", "dp2_z3", "tp2_sp_dp2_z2", "tp2_sp_dp2_z3", "dp2_z3_full", "cp2", "pp2_v2"):
+    for layout in TRAINED:
         yield f"training_{layout}", layout, training, {}
-    for layout in ("single", "tp2", "tp2_sp", "pp2", "pp3", "tp4_sp", "tp2_pp2_dp2"):
-        for microbatches in (2,) if layout == "tp4_sp" else (1, 2, 3):
-            yield f"gradients_{layout}_{microbatches}", layout, gradients, {"microbatches": microbatches}
-    for layout in ("single", "tp2_sp", "pp2", "dp2", "tp2_pp2_dp2"):
-        yield f"training_{layout}", layout, training, {}
-    for source, target in (("single", "tp2_pp2_dp2"), ("tp2_pp2_dp2", "dp2"), ("tp2_sp", "pp2")):
+    for source, target in RESUMED:
         yield f"resumed_{source}_{target}", target, resumed, {"source": f"training_{source}"}
-    for layout in ("single", "tp2_pp2_dp2"):
-        yield f"resumed_{layout}_{layout}", layout, resumed, {"source": f"training_{layout}"}
-    for layout in ("single", "dp2", "tp2_pp2", "tp2_pp2_dp2"):
+    for layout in BF16:
         yield f"bf16_{layout}", f"{layout}_bf16", training, {"steps": 3}
     yield "initial_tp2_pp2_dp2", "tp2_pp2_dp2", initial, {}
-    for layout in ("dp2", "tp2_pp2"):
+    yield "many_steps_tp2_pp2_dp2", "tp2_pp2_dp2", many_steps, {"steps": 50}
+    yield "many_steps_tp2_cp2", "tp2_cp2", many_steps, {"steps": 50}
+    for layout in NOT_FINITE:
         yield f"not_finite_{layout}", layout, not_finite, {}
     for layout in ("dp2", "tp2_sp", "pp2"):
         yield f"unequal_replicas_{layout}", layout, unequal_replicas, {}
     yield "shared_gradients_tp2_sp", "tp2_sp", shared_gradients, {}
     yield "refusals_tp2_sp", "tp2_sp", refusals, {}
+    yield "exchanges_cp2", "cp2", exchanges, {}
 
 
-def run_case(rank, root, name, layout, function, options):
-    dims = ParallelDims(**LAYOUTS[layout])
-    size = dims.model_size * (dims.data or 1)
-    folder = root / name
-    if rank >= size:
-        return
-    store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-    out, started = Output(), time.perf_counter()
-    with Grid(dims) as grid:
+def run_case(folder, layout, function, options):
+    out = Output()
+    with Grid(ParallelDims(**LAYOUTS[layout])) as grid:
         function(grid, out, folder, **options)
-    dist.destroy_process_group()
-    out.notes |= {
-        "seconds": time.perf_counter() - started,
-        "threads": len(os.listdir("/proc/self/task")),
-        "files": len(os.listdir("/proc/self/fd")),
-    }
+        rank = grid.rank
     save_file({key: tensor.contiguous() for key, tensor in out.tensors.items()}, folder / f"rank{rank}.safetensors")
     (folder / f"rank{rank}.json").write_text(json.dumps(out.notes))
 
 
-def run_rank(rank, root, chosen, barrier):
-    torch.set_num_threads(1)
-    logging.captureWarnings(True)
-    for name, layout, function, options in chosen:
-        with told_to(root / name / f"rank{rank}.error"):
-            run_case(rank, root, name, layout, function, options)
-        barrier.wait(timeout=120)
-
-
-@contextmanager
-def told_to(path):
-    """Leave the traceback of what fails inside in a file, and end this process at once: peers may be waiting."""
-    done = False
-    try:
-        yield
-        done = True
-    finally:
-        if not done:
-            path.write_text(traceback.format_exc())
-            os._exit(1)
-
-
 def main():
     root, pattern = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
-    chosen = [case for case in cases() if re.search(pattern, case[0])]
-    for name, *_ in chosen:
-        (root / name).mkdir(parents=True)
-    forked = multiprocessing.get_context("fork")
-    barrier = forked.Barrier(SIZE)
-    ranks = [forked.Process(target=run_rank, args=(rank, root, chosen, barrier)) for rank in range(SIZE)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    sys.exit(max(process.exitcode != 0 for process in ranks))
+    logging.captureWarnings(True)
+    with Worlds(SIZE) as worlds:
+        for name, layout, function, options in cases():
+            if re.search(pattern, name):
+                (root / name).mkdir(parents=True)
+                dims = ParallelDims(**LAYOUTS[layout])
+                worlds.run(dims.model_size * (dims.data or 1), run_case, root / name, layout, function, options)
 
 
 if __name__ == "__main__":

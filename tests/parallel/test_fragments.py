@@ -3,9 +3,10 @@
 import pytest
 import torch
 from layout_reference import MORE_STEPS, STEPS, assemble, read_ranks, reference_training, relative
+from run_layouts import RESUMED
 
-PAIRS = [("single", "tp2_pp2_dp2"), ("tp2_pp2_dp2", "dp2"), ("tp2_sp", "pp2")]
-SAME = ["single", "tp2_pp2_dp2"]
+SAME = [source for source, target in RESUMED if source == target]
+PAIRS = [(source, target) for source, target in RESUMED if source != target]
 
 
 @pytest.mark.parametrize(("source", "target"), [*PAIRS, *((layout, layout) for layout in SAME)])

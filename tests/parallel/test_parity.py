@@ -36,6 +36,7 @@ LAYOUTS = (
 )
 RECOMPUTING = tuple(f"{layout} recompute=full" for layout in LAYOUTS)
 SELECTIVE = ("tensor=2 pipeline=2 recompute=selective", "data=2 zero_stage=3 recompute=full recompute_blocks=2")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ALL = ("", *LAYOUTS, *RECOMPUTING, *SELECTIVE)
 
 
@@ -49,7 +50,13 @@ def rows(tmp_path_factory):
         *("tokens_per_pack=24", "packs_per_step=4", "microbatches=[1,2,3,8]", "steps=20", "bf16_seeds=5"),
     ]
     run = subprocess.run(
-        command, cwd=ROOT, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1500
+        command,
+        cwd=ROOT,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
     )
     print(run.stdout)
     assert report.exists(), run.stderr[-4000:]

@@ -1,7 +1,10 @@
 """One set of processes, many process groups: what comes back, and what a failure says."""
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,3 +49,19 @@ def test_what_a_rank_raises_reaches_the_caller_at_once():
 def test_a_process_that_ends_is_noticed():
     with pytest.raises(WorldFailed, match="rank 0: the process ended without a word"), Worlds(1) as worlds:
         worlds.run(1, vanish)
+
+
+def test_nobody_outlives_a_parent_that_is_killed(tmp_path):
+    code = (
+        "import os, time; from parallel.worlds import Worlds; worlds = Worlds(3);"
+        "print(*(process.pid for process in worlds._processes), flush=True); time.sleep(60)"
+    )
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
+    children = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline, "a process waits for a parent that is gone"
+        time.sleep(0.1)
