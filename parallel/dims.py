@@ -40,8 +40,14 @@ class ParallelDims:
     """Blocks of each stage that recompute, from its first; None is all of them."""
     precision: Precision | None = None
     """Type of weights and activations; float32 masters and sums beside bf16. None is bf16 on a GPU, fp32 on a CPU."""
-    timeout_s: float = 1800.0
-    """A collective that waits longer ends the run."""
+    start_timeout_s: float = 1800.0
+    """A collective that waits longer ends the run, until the first step is done: nodes start apart, disks are cold."""
+    timeout_s: float = 600.0
+    """The same from then on."""
+    heartbeat_timeout_s: float = 600.0
+    """NCCL's watchdog ends a process that it has not been able to look after for so long, stuck in a CUDA call."""
+    deterministic: bool = False
+    """The same bits from the same run again on the same machines, at some cost in speed."""
 
     def __post_init__(self) -> None:
         for name in ("tensor", "context", "pipeline", "virtual_pipeline", "data"):
@@ -59,8 +65,9 @@ class ParallelDims:
             raise ValueError(
                 f"parallel.blocks_per_stage is {list(self.blocks_per_stage)}; each stage needs 1 block or more."
             )
-        if self.timeout_s <= 0:
-            raise ValueError(f"parallel.timeout_s is {self.timeout_s}; it must be above 0.")
+        for name in ("start_timeout_s", "timeout_s", "heartbeat_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be above 0.")
 
     @property
     def model_size(self) -> int:
@@ -108,7 +115,8 @@ class ParallelDims:
         chunks = f" of {self.virtual_pipeline} stages each" if self.virtual_pipeline > 1 else ""
         sizes += [f"{self.pipeline} pipeline{chunks}", f"{self.data} data"]
         recompute = "" if self.recompute == "none" else f", {self.recompute} recomputation"
-        return f"{' x '.join(sizes)}, ZeRO-{self.zero_stage}, {self.precision}{recompute}"
+        mode = ", deterministic" if self.deterministic else ""
+        return f"{' x '.join(sizes)}, ZeRO-{self.zero_stage}, {self.precision}{recompute}{mode}"
 
     def stages(self, num_blocks: int) -> list[tuple[int, int]]:
         """Blocks [first, end) of each stage, in the order in which a pack meets them.

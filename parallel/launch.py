@@ -32,6 +32,11 @@ class Launch:
         return launch
 
     @staticmethod
+    def in_world(rank: int, world_size: int) -> "Launch":
+        """A process that has met the others already; what is left to ask is its place on this machine."""
+        return Launch(rank=rank, world_size=world_size, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+
+    @staticmethod
     def require_single(command: str) -> None:
         """ValueError where a launcher started several processes: each would write the same files."""
         started = Launch.named().world_size

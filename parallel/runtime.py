@@ -1,25 +1,24 @@
-"""The processes of a run: this one's place among them, its device and its process groups.
-
-The environment is read here and in `launch`, and nowhere else in `parallel`.
-"""
+"""The processes of a run: this one's place among them, its device and its process groups."""
 
 import gc
 import json
-import os
+import time
+from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
+from megatron.core import ModelParallelConfig, parallel_state
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from torch import Tensor
 
 from parallel.cpu_shim import run_megatron_on_cpu
 from parallel.dims import ParallelDims
+from parallel.environment import prepared_process
 from parallel.launch import Launch
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Grid:
@@ -30,27 +29,38 @@ class Grid:
     One process without a launcher is a grid like any other. Use as a context manager, or call `close`.
     """
 
-    def __init__(self, dims: ParallelDims) -> None:
+    def __init__(self, dims: ParallelDims, *, hang_folder: Path | None = None) -> None:
         """Join the run; raises ValueError for dims that the number of processes does not allow, before any group.
 
-        A default process group that exists already is used and left standing.
+        A default process group that exists already is used and left standing. What is known of a collective that not
+        every rank comes to is left in `hang_folder`.
+
+        Raises:
+            TimeoutError: the other processes did not come.
         """
         self._owns_world = not dist.is_initialized()
-        launch = _launch_inside_world() if dist.is_initialized() else Launch.from_environment()
+        if self._owns_world:
+            launch = Launch.from_environment()
+        else:
+            launch = Launch.in_world(dist.get_rank(), dist.get_world_size())
         self.dims = dims.resolve(launch.world_size)
         self.rank, self.world_size = launch.rank, launch.world_size
+        self.hang_folder = hang_folder
+        self._process = ExitStack()
+        cuda = torch.cuda.is_available()
+        self._process.enter_context(prepared_process(launch, self.dims, cuda=cuda, hang_folder=hang_folder))
         self.device = _choose_device(launch.local_rank)
-        _prepare_environment(launch, self.dims, self.device)
-        timeout = timedelta(seconds=self.dims.timeout_s)
+        self.limit = "start_timeout_s"
+        """Which of the dims' timeouts collectives have now."""
         if self._owns_world:
-            _join_world(launch, self.device, timeout)
+            _join_world(launch, self.device, self.dims.start_timeout_s)
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=self.dims.tensor,
             pipeline_model_parallel_size=self.dims.pipeline,
             virtual_pipeline_model_parallel_size=_more_than_one(self.dims.virtual_pipeline),
             context_parallel_size=self.dims.context,
             order="tp-cp-ep-dp-pp",
-            distributed_timeout_minutes=max(1, round(self.dims.timeout_s / 60)),
+            distributed_timeout_minutes=self.dims.start_timeout_s / 60,
             create_gloo_process_groups=False,
         )
         self.tensor_group = parallel_state.get_tensor_model_parallel_group()
@@ -105,6 +115,46 @@ class Grid:
         else:
             dist.barrier()
 
+    def warm_up(self) -> float:
+        """Have every group and every pair of neighbouring stages meet once; returns the seconds that took.
+
+        NCCL connects ranks when they first talk: the first step would be timed with that in it.
+        """
+        started = time.perf_counter()
+        # One kind of group after the other: no rank is in two of one kind, so none waits for a rank that waits for it.
+        for group in (
+            self.tensor_group,
+            self.context_group,
+            self.data_group,
+            self.replica_group,
+            self.model_group,
+            self.pipeline_group,
+        ):
+            dist.all_reduce(torch.zeros(1, device=self.device), group=group)
+        if self.pipeline_size > 1:
+            self._meet_neighbours()
+        self.barrier()
+        return time.perf_counter() - started
+
+    def _meet_neighbours(self) -> None:
+        """One message to the next stage and one to the one before, by the ways that Megatron's schedules take."""
+        config = ModelParallelConfig(pipeline_dtype=torch.float32, batch_p2p_comm=False)
+        link = P2PCommunicator(self.pipeline_group, config)
+        is_ring = self.dims.virtual_pipeline > 1
+        has_next, has_previous = is_ring or not self.is_last_stage, is_ring or not self.is_first_stage
+        message = torch.zeros(1, device=self.device)
+        link.send_forward_recv_forward(message if has_next else None, recv_prev=has_previous, tensor_shape=(1,))
+        link.send_backward_recv_backward(message if has_previous else None, recv_next=has_next, tensor_shape=(1,))
+
+    def started(self) -> None:
+        """From now on collectives have `timeout_s`; collective at its first call, after that it does nothing.
+
+        Gloo's messages between stages keep `start_timeout_s`.
+        """
+        if self.limit != "timeout_s":
+            self.limit = "timeout_s"
+            parallel_state.update_pg_timeout(timedelta(seconds=self.dims.timeout_s))
+
     def close(self) -> None:
         """Destroy every process group; the engine goes first."""
         # DeepSpeed's engine keeps groups, with their threads and sockets, in reference cycles.
@@ -115,6 +165,7 @@ class Grid:
             dist.destroy_process_group(group)
         if self._owns_world:
             dist.destroy_process_group()
+        self._process.close()
 
     def __enter__(self) -> "Grid":
         return self
@@ -125,16 +176,11 @@ class Grid:
         # After an error the peers may be gone, and destroying their groups would wait for them.
         if error is None:
             self.close()
+        self._process.close()
 
 
 def _more_than_one(size: int) -> int | None:
     return size if size > 1 else None
-
-
-def _launch_inside_world() -> Launch:
-    return Launch(
-        rank=dist.get_rank(), world_size=dist.get_world_size(), local_rank=int(os.environ.get("LOCAL_RANK", "0"))
-    )
 
 
 def _choose_device(local_rank: int) -> torch.device:
@@ -151,27 +197,19 @@ def _choose_device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _prepare_environment(launch: Launch, dims: ParallelDims, device: torch.device) -> None:
-    """What the engines read from the environment; values the user set stay."""
-    defaults = {"LOCAL_RANK": str(launch.local_rank)}
-    if device.type == "cpu" and os.environ.get("MASTER_ADDR", LOOPBACK[0]) in LOOPBACK:
-        defaults["GLOO_SOCKET_IFNAME"] = "lo"
-    if dims.tensor > 1:
-        # Megatron counts on it to start a gather before the matmul that hides it, and warns where it is unset.
-        defaults["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-
-
-def _join_world(launch: Launch, device: torch.device, timeout: timedelta) -> None:
+def _join_world(launch: Launch, device: torch.device, timeout_s: float) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
-    device_id = device if device.type == "cuda" else None
+    options: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size}
     if launch.world_size == 1:
         # No launcher, no port: the only process meets itself in memory.
-        dist.init_process_group(
-            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout, device_id=device_id
-        )
-        return
-    dist.init_process_group(
-        backend, rank=launch.rank, world_size=launch.world_size, timeout=timeout, device_id=device_id
-    )
+        options["store"] = dist.HashStore()
+    if device.type == "cuda":
+        options["device_id"] = device
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **options)
+    except dist.DistError as error:
+        raise TimeoutError(
+            f"rank {launch.rank} did not meet the other {launch.world_size - 1} processes ("
+            f"parallel.start_timeout_s={timeout_s:g}): {str(error).splitlines()[0]}; see that all of them were started "
+            "and can reach MASTER_ADDR:MASTER_PORT"
+        ) from error

@@ -84,17 +84,19 @@ def _odd_copies(what: str, group: ProcessGroup, bits: dict[str, Tensor]) -> str 
     mine = torch.stack(list(bits.values()))
     everyone = [torch.empty_like(mine) for _ in range(group.size())]
     dist.all_gather(everyone, mine, group=group)
-    common = torch.stack(everyone).mode(dim=0).values
-    odd = torch.stack([values != common for values in everyone])
+    copies = torch.stack(everyone)
+    odd = copies != copies.mode(dim=0).values
     if not odd.any():
         return None
     named = [name for name, is_odd in zip(bits, odd.any(0).tolist(), strict=True) if is_odd]
     ranks = dist.get_process_group_ranks(group)
     odd_ranks = [rank for rank, is_odd in zip(ranks, odd.any(1).tolist(), strict=True) if is_odd]
+    most_agree = bool((2 * odd.sum(0) < group.size()).all())
+    whose = f"odd on ranks {odd_ranks}" if most_agree else "too few agree to tell which ranks are wrong"
     shown = ", ".join(named[:NAMES_SHOWN]) + (
         f" and {len(named) - NAMES_SHOWN} more" if len(named) > NAMES_SHOWN else ""
     )
     return (
-        f"weights that have to be equal on the {what} {ranks} are not: {shown}; odd on ranks {odd_ranks}. Resume from "
-        "a checkpoint before this, and look for a faulty device or link there"
+        f"weights that have to be equal on the {what} {ranks} are not: {shown}; {whose}. Resume from a checkpoint "
+        "before this, and look for a faulty device or link there"
     )

@@ -46,6 +46,8 @@ class LoopConfig:
     keep_checkpoints: int = 2
     evaluate_every: int = 500
     sample_every: int = 0
+    check_replicas_every: int = 500
+    """Compare the copies of each parameter over ranks, bit by bit; unless 0, each checkpoint is preceded by it too."""
     ema_half_life_fraction: float = 0.03
     """Half-life of the weight average, as a fraction of the steps taken so far (Karras et al. 2024, sec. 3)."""
     threads_per_rank: int | None = None
@@ -54,7 +56,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"run.steps={self.steps} must be at least 1")
-        for name in ("log_every", "checkpoint_every", "evaluate_every", "sample_every"):
+        for name in ("log_every", "checkpoint_every", "evaluate_every", "sample_every", "check_replicas_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"run.{name}={getattr(self, name)} must be a number of steps, or 0 for never")
         if self.threads_per_rank is not None and self.threads_per_rank < 1:

@@ -47,6 +47,7 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
             rate = learning_rate(run.config.schedule, progress.step, steps)
             with pace.measured("step"):
                 result = run.engine.step(microbatches, lr=rate)
+            run.grid.started()
             if result.skipped:
                 raise ValueError(not_finite(progress.step + 1, batch))
             progress.step += 1
@@ -97,13 +98,16 @@ def ema_decay(half_life_fraction: float, step: int) -> float:
 
 
 def observe(run: Run, progress: Progress) -> None:
-    """Evaluate, sample and save where this step is due; the last step always is."""
+    """Check, evaluate, sample and save where this step is due; the last step always is."""
     cadence, step, last = run.config.run, progress.step, progress.step == run.config.run.steps
+    saves = step > 0 and due(cadence.checkpoint_every, step, last)
+    if not saves and step and due(cadence.check_replicas_every, step, last):
+        run.engine.check_replicas()
     if due(cadence.evaluate_every, step, last):
         evaluate(run, progress)
     if due(cadence.sample_every, step, last):
         sample(run, step)
-    if step and due(cadence.checkpoint_every, step, last):
+    if saves:
         save(run, progress)
 
 
@@ -151,6 +155,8 @@ def sample(run: Run, step: int) -> None:
 
 def save(run: Run, progress: Progress) -> None:
     """Commit a checkpoint of logical tensors, then drop the oldest."""
+    if run.config.run.check_replicas_every:
+        run.engine.check_replicas()
     root = run.config.path / "checkpoints"
     state = {
         **vars(progress),

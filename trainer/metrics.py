@@ -67,8 +67,10 @@ class Metrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and self._log is not None:
-            # The console hears of it from whoever ends the process.
-            self._log.handle(logging.makeLogRecord({"msg": f"error: {error}", "levelno": logging.ERROR}))
+            # The console hears of it from whoever ends the process; a mistake of the user's needs no traceback.
+            told = None if isinstance(error, ValueError) else (kind, error, trace)
+            record = {"msg": f"error: {error}", "levelno": logging.ERROR, "exc_info": told}
+            self._log.handle(logging.makeLogRecord(record))
         self.close(self.exit_code if error is None else 1)
 
     @contextmanager

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from data.manifest import Manifest
 from data.pack import PackPlan
 from model.flops import parameter_count
+from parallel.hang import hangs_told
 from parallel.launch import Launch
 from parallel.legality import require_legal
 from parallel.runtime import Grid
@@ -83,15 +84,25 @@ def run(config: TrainConfig) -> int:
             config.run.steps,
         )
         return 0
-    with StopRequest(speaks=speaks) as stop, Grid(config.parallel) as grid, build_engine(config, grid) as engine:
+    with (
+        StopRequest(speaks=speaks) as stop,
+        Grid(config.parallel, hang_folder=config.path / "hang") as grid,
+        hangs_told(grid, lambda: f"after step {progress.step}"),
+        build_engine(config, grid) as engine,
+    ):
         agree_on_step(grid, progress.step, config)
         if reader is not None:
             engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
             log.info("resumed from %s", reader.folder)
         heldout = heldout_of(config, manifest)
         samples = sample_set(config, manifest, multiple=grid.dims.stream_shards)
-        with Metrics(config.path, speaks=speaks, resume_step=progress.step, config_yaml=to_yaml(config)) as metrics:
-            metrics.start_wandb(config.wandb, name=config.name, settings=config.defining())
+        with (
+            Metrics(config.path, speaks=speaks, resume_step=progress.step, config_yaml=to_yaml(config)) as metrics,
+            hangs_told(grid, lambda: f"after step {progress.step}"),  # here too, for log.txt to have the sentence
+        ):
+            settings = config.defining() | {f"deepspeed.{name}": value for name, value in engine.settings.items()}
+            metrics.start_wandb(config.wandb, name=config.name, settings=settings)
+            metrics.say("DeepSpeed: " + ", ".join(f"{name}={value}" for name, value in engine.settings.items()))
             parts = Run(
                 config=config,
                 grid=grid,
@@ -103,6 +114,8 @@ def run(config: TrainConfig) -> int:
                 samples=samples,
                 metrics=metrics,
             )
+            seconds = grid.warm_up()
+            metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
             metrics.exit_code = train(parts, progress, stop)
             return metrics.exit_code
 

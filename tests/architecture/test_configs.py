@@ -79,13 +79,16 @@ def test_no_key_of_a_command_is_also_a_group_it_does_not_use(root):
 @pytest.mark.parametrize(
     "setting",
     ["steps=0", "log_every=-1", "checkpoint_every=-5", "evaluate_every=-1", "sample_every=-1"]
-    + ["threads_per_rank=0", "ema_half_life_fraction=0"],
+    + ["check_replicas_every=-1", "threads_per_rank=0", "ema_half_life_fraction=0"],
 )
 def test_a_run_that_cannot_be_is_refused(setting):
     name, value = setting.split("=")
     with pytest.raises(ValueError, match=f"run.{name}={value} must be"):
         LoopConfig(**{"steps": 1, name: int(value)})
-    LoopConfig(steps=1, log_every=0, checkpoint_every=0, evaluate_every=0, sample_every=0, threads_per_rank=None)
+    never = dict.fromkeys(
+        ("log_every", "checkpoint_every", "evaluate_every", "sample_every", "check_replicas_every"), 0
+    )
+    LoopConfig(steps=1, threads_per_rank=None, **never)
 
 
 def train_config(override: str) -> TrainConfig:
@@ -100,7 +103,15 @@ def test_what_changes_the_numbers_defines_a_run(override):
 
 @pytest.mark.parametrize(
     "override",
-    ["run.log_every=7", "run.threads_per_rank=2", "data.prefetch_steps=1", "parallel=tp2_pp2", "folder=else"],
+    [
+        "run.log_every=7",
+        "run.check_replicas_every=7",
+        "parallel.deterministic=true",
+        "run.threads_per_rank=2",
+        "data.prefetch_steps=1",
+        "parallel=tp2_pp2",
+        "folder=else",
+    ],
 )
 def test_what_leaves_the_numbers_alone_does_not(override):
     assert train_config("") != train_config(override)

@@ -15,7 +15,7 @@ DOORS = {
 ENVIRONMENT_READERS = {
     "parallel/__init__.py": "sets the accelerator that DeepSpeed would look for on import",
     "parallel/launch.py": "what the launcher says: rank, world size, local rank",
-    "parallel/runtime.py": "sets what the engines read, where the user has not",
+    "parallel/environment.py": "sets what the engines read, where the user has not",
     "parallel/worlds.py": "sets up the processes it starts, as a launcher would",
     "trainer/compose.py": "whether to show the traceback of a user's mistake",
 }

@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import sys
+import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -16,10 +17,12 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch._C._distributed_c10d import _dump_fr_trace_json
 
 from model.init import initial_value
 from parallel.dims import ParallelDims
 from parallel.engine import TrainEngine
+from parallel.hang import hangs_told
 from parallel.optim import AdamWConfig
 from parallel.pipeline import Pipeline
 from parallel.runtime import Grid
@@ -49,6 +52,9 @@ LAYOUTS = {
     "dp2_z3": {"data": 2, "zero_stage": 3},
     "tp2_sp_dp2_z2": {"tensor": 2, "data": 2, "zero_stage": 2},
     "tp2_sp_dp2_z3": {"tensor": 2, "data": 2, "zero_stage": 3},
+    "pp3_v2": {"pipeline": 3, "virtual_pipeline": 2},
+    "dp2_hasty": {"data": 2, "timeout_s": 2.0},
+    "tp2_cp2_pp2_repeatable": {"tensor": 2, "context": 2, "pipeline": 2, "deterministic": True},
 }
 LAYOUTS |= {f"{name}_bf16": {**dims, "precision": "bf16"} for name, dims in LAYOUTS.items()}
 TRAINED = ("single", "dp2", "tp2_sp", "tp2_pp2_dp2", "pp2_v2", "cp2_pp2", "dp2_z0", "dp2_z3", "tp2_sp_dp2_z2")
@@ -115,6 +121,7 @@ def training(grid, out, folder, *, steps=reference.STEPS):
     """Steps with DeepSpeed, then predictions with the weights and with their average."""
     with make_engine(grid) as engine:
         out.notes["results"] = run_steps(engine, grid, range(steps))
+        out.notes["deterministic"] = torch.are_deterministic_algorithms_enabled()
         out.notes["adam_steps"] = engine.adam_steps
         inputs = reference.prediction_inputs()
         out.tensors["predictions"] = torch.stack(engine.predict(inputs)).float()
@@ -187,6 +194,33 @@ def initial(grid, out, folder):
     grid.barrier()
     logical = initial_value("blocks.0.mlp_in.weight", (48, 32), 7)
     out.tensors["expected"] = logical
+
+
+def warm_up(grid, out, folder):
+    """Which groups and neighbours meet."""
+    before, sent, isend = json.loads(_dump_fr_trace_json()).get("entries"), [], dist.isend
+    dist.isend = lambda tensor, dst, group: sent.append(dst) or isend(tensor, dst, group=group)
+    out.notes["took"] = grid.warm_up()
+    dist.isend = isend
+    last = before[-1]["record_id"] if before else -1
+    recorded = [entry for entry in json.loads(_dump_fr_trace_json())["entries"] if entry["record_id"] > last]
+    out.notes["groups"] = [entry["process_group"][1] for entry in recorded]
+    out.notes["sent"] = [dist.get_group_rank(grid.pipeline_group, rank) for rank in sent]
+
+
+def hang(grid, out, folder):
+    """A rank that does not come."""
+    grid.hang_folder = folder / "hang"
+    grid.sum_over_data(torch.ones(()))
+    grid.started()
+    started = time.perf_counter()
+    try:
+        with hangs_told(grid, lambda: "after step 7"):
+            if grid.rank == 0:
+                grid.sum_over_data(torch.ones(()))
+            time.sleep(3)
+    except TimeoutError as error:
+        out.notes["error"], out.notes["waited"] = str(error), time.perf_counter() - started
 
 
 def not_finite(grid, out, folder):
@@ -293,6 +327,10 @@ def cases():
     yield "initial_tp2_pp2_dp2", "tp2_pp2_dp2", initial, {}
     yield "many_steps_tp2_pp2_dp2", "tp2_pp2_dp2", many_steps, {"steps": 50}
     yield "many_steps_tp2_cp2", "tp2_cp2", many_steps, {"steps": 50}
+    for layout in ("tp2_pp2_dp2", "pp3", "pp3_v2"):
+        yield f"warm_up_{layout}", layout, warm_up, {}
+    yield "hang_dp2", "dp2_hasty", hang, {}
+    yield "deterministic_tp2_cp2_pp2", "tp2_cp2_pp2_repeatable", training, {"steps": 2}
     for layout in NOT_FINITE:
         yield f"not_finite_{layout}", layout, not_finite, {}
     for layout in ("dp2", "tp2_sp", "pp2"):
@@ -307,6 +345,7 @@ def run_case(folder, layout, function, options):
     with Grid(ParallelDims(**LAYOUTS[layout])) as grid:
         function(grid, out, folder, **options)
         rank = grid.rank
+    out.notes["deterministic_after"] = torch.are_deterministic_algorithms_enabled()
     save_file({key: tensor.contiguous() for key, tensor in out.tensors.items()}, folder / f"rank{rank}.safetensors")
     (folder / f"rank{rank}.json").write_text(json.dumps(out.notes))
 

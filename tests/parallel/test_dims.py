@@ -24,6 +24,8 @@ CONF = Path(__file__).parents[2] / "conf" / "parallel"
         ),
         ({"blocks_per_stage": (3, 0)}, r"parallel.blocks_per_stage is \[3, 0\]; each stage needs 1 block"),
         ({"timeout_s": 0.0}, "parallel.timeout_s is 0.0"),
+        ({"start_timeout_s": -1.0}, "parallel.start_timeout_s is -1.0"),
+        ({"heartbeat_timeout_s": 0.0}, "parallel.heartbeat_timeout_s is 0.0"),
     ],
 )
 def test_sizes_that_are_never_legal_are_refused(options, message):
@@ -88,3 +90,4 @@ def test_a_layout_is_told_in_words():
         "2 tensor with sequence parallelism x 2 context x 2 pipeline of 2 stages each x 2 data, ZeRO-1, bf16, "
         "full recomputation"
     )
+    assert ParallelDims(precision="fp32", deterministic=True).resolve(1).describe().endswith("fp32, deterministic")

@@ -36,3 +36,9 @@ def test_srun_without_a_meeting_place_is_refused(environment):
     with pytest.raises(ValueError, match=r"8 processes were started, but MASTER_ADDR and MASTER_PORT is not set"):
         Launch.from_environment()
     assert Launch.named() == Launch(rank=5, world_size=8, local_rank=1), "so that it can still be said by one rank only"
+
+
+def test_inside_a_world_only_the_place_on_the_machine_is_asked_for(environment):
+    assert Launch.in_world(6, 8) == Launch(rank=6, world_size=8, local_rank=0)
+    environment(LOCAL_RANK=2)
+    assert Launch.in_world(6, 8).local_rank == 2

@@ -9,3 +9,4 @@ def test_unequal_replicas_are_named(layouts, layout):
     for _, notes in read_ranks(layouts / f"unequal_replicas_{layout}"):
         assert "conditioning.time_in.bias" in notes["error"]
         assert "[0, 1]" in notes["error"]
+        assert "too few agree to tell which ranks are wrong" in notes["error"], "of two copies either may be"

@@ -132,7 +132,8 @@ class Ended:
         assert self.codes[0] == 2, f"{self.err}{self.others}"
         assert set(self.codes) <= {2, -signal.SIGTERM}, "the launcher ends the ranks that let rank 0 speak"
         lines = [line for line in self.err.splitlines() if not line.startswith(("run ", "layout:", "model:", "data:"))]
-        lines = [line for line in lines if not line.startswith(("step: ", "step ", "resumed from"))]
+        said = ("step: ", "step ", "resumed from", "DeepSpeed: ", "connections between")
+        lines = [line for line in lines if not line.startswith(said)]
         assert len(lines) == 1 and lines[0].startswith("error: "), f"not one sentence:\n{self.err}"
         assert self.others == ""
         return lines[0].removeprefix("error: ").removesuffix("  [TESSERA_TRACEBACK=1 shows where]")
@@ -207,6 +208,8 @@ class Commands:
 
 def arm(event, rank):
     """In a rank: what happens to it during a step. `{"step": 10, "rank": 1, "signal": "SIGUSR1"}`, for example."""
+    import torch
+
     from parallel.engine import TrainEngine
 
     if event is None or event.get("rank", rank) != rank:
@@ -215,7 +218,16 @@ def arm(event, rank):
 
     def step(self, microbatches, *, lr):
         time.sleep(event.get("sleep", 0.0))
-        if next(taken) == event.get("step"):
+        is_it = next(taken) == event.get("step")
+        if is_it and "stall" in event:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(event["stall"])
+        if is_it and "flip" in event:
+            result = whole_step(self, microbatches, lr=lr)
+            weight = dict(self.stage.named_parameters())[event["flip"]].detach()
+            weight.view(-1)[:1].view(torch.int32).bitwise_xor_(1)
+            return result
+        if is_it:
             if "signal" in event:
                 os.kill(os.getpid(), getattr(signal, event["signal"]))
             if "largest_file" in event:

@@ -121,6 +121,34 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_and_rewrites_what_came_af
     assert_same_bits(inputs / "killed", straight["single"])
 
 
+@pytest.mark.parametrize(
+    ("layout", "name", "copies"),
+    [("tp2", "conditioning.time_in.bias", "tensor ranks"), ("dp2", "blocks.1.mlp_in.weight", "replicas")],
+)
+def test_a_bit_that_flips_on_one_rank_ends_the_run_before_it_is_saved(train, inputs, layout, name, copies):
+    changes = {"run__check_replicas_every": 4, "run__checkpoint_every": 3}
+    event = {"step": 12, "rank": 1, "flip": name}
+    sentence = train(f"flipped_{layout}", layout, event=event, **changes).refused()
+    assert f"weights that have to be equal on the {copies} [0, 1] are not: {name}; " in sentence
+    assert [step for step, _ in column(inputs / f"flipped_{layout}", "loss")][-1] == 12
+    assert committed_steps(inputs / f"flipped_{layout}/checkpoints") == [6, 9], "12 was due"
+
+
+def test_copies_are_compared_between_checkpoints_too(train, inputs):
+    event = {"step": 8, "rank": 1, "flip": "blocks.1.mlp_in.weight"}
+    changes = {"run__check_replicas_every": 4, "run__checkpoint_every": 0}
+    assert "blocks.1.mlp_in.weight" in train("compared", "dp2", event=event, **changes).refused()
+    assert [step for step, _ in column(inputs / "compared", "loss")][-1] == 8
+    unchecked = train("unchecked", "dp2", event=event | {"step": STEPS}, **changes | {"run__check_replicas_every": 0})
+    assert unchecked.ok()
+
+
+def test_the_deterministic_mode_trains_and_evaluates_the_same_run(train, straight, inputs):
+    ended = train("deterministic", "single", parallel__deterministic="true").ok()
+    assert "ZeRO-1, fp32, deterministic, 1 in all" in ended.err
+    assert_same_bits(inputs / "deterministic", straight["single"])
+
+
 def test_a_text_that_is_not_finite_ends_the_run_and_names_its_samples(commands, inputs, tmp_path):
     write_inputs(tmp_path, bad_text="clip number 6")
     changes = {"flow__caption_dropout": 0.0, "data__packs_per_step": 1, "run__checkpoint_every": 1}

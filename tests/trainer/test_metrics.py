@@ -61,6 +61,18 @@ def test_the_folder_keeps_settings_and_everything_that_was_said(tmp_path: Path) 
     assert [line.split(" ", 2)[2] for line in lines] == ["step 1", "error: too hot"]
 
 
+def test_the_log_keeps_where_it_went_wrong_unless_it_is_the_users_mistake(tmp_path: Path) -> None:
+    for error in (TimeoutError("rank 0 waited"), ValueError("too hot")):
+        with (
+            pytest.raises(type(error)),
+            Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n"),
+        ):
+            raise error
+    log = (tmp_path / "log.txt").read_text()
+    assert "error: rank 0 waited\nTraceback" in log
+    assert log.splitlines()[-1].endswith("error: too hot")
+
+
 def test_a_folder_that_cannot_be_written_is_named_and_nobody_is_left_waiting(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     metrics = Metrics(tmp_path / "run", speaks=True, resume_step=0, config_yaml="name: x\n")

@@ -1,5 +1,6 @@
 """`python -m trainer.train` as a user meets it: what it writes, how it stops, and one sentence for each mistake."""
 
+import json
 import os
 import re
 import signal
@@ -227,3 +228,41 @@ def test_a_record_that_rank_0_alone_cannot_write_ends_all_ranks_with_one_sentenc
     (inputs / "taken").write_text("a file")
     sentence = commands.run([*overrides(folder="taken"), "parallel=pp2"], cwd=inputs, ranks=2).refused()
     assert "taken could not be written (File exists)" in sentence
+
+
+def test_a_rank_that_hangs_ends_the_run_with_one_sentence_and_a_dump(commands, inputs):
+    words = [*overrides(folder="hung"), "parallel=dp2", "parallel.timeout_s=5"]
+    started = time.monotonic()
+    ended = commands.run(words, cwd=inputs, ranks=2, event={"step": 3, "rank": 1, "stall": 90})
+    assert 5 < time.monotonic() - started < 60
+    sentence = ended.refused()
+    assert re.fullmatch(
+        r"rank 0 waited 5 s \(parallel\.timeout_s\) for other ranks after step 2, in all_reduce number \d+ of "
+        r"DATA_PARALLEL_GROUP \[0, 1\]; what it knew is in hung/hang/waiting_0\.json, and a rank without such a file "
+        r"is one that never came: .*\(docs/slurm\.md\)",
+        sentence,
+    )
+    log = (inputs / "hung/log.txt").read_text()
+    assert f"error: {sentence}" in log, "the record has it too"
+    assert "in sum_over_data" in log, "with where it stood"
+    note = json.loads((inputs / "hung/hang/waiting_0.json").read_text())
+    assert note["where"] == "after step 2"
+    assert steps_logged(inputs / "hung") == [1, 2]
+
+
+def test_a_rank_that_is_killed_ends_the_others_with_one_sentence(commands, inputs):
+    words = [*overrides(folder="bereft"), "parallel=dp2"]
+    ended = commands.run(words, cwd=inputs, ranks=2, event={"step": 3, "rank": 1, "signal": "SIGKILL"})
+    assert ended.codes == [2, -signal.SIGKILL]
+    sentence = ended.err.splitlines()[-1]
+    assert sentence.startswith("error: rank 0 lost another rank after step 2, in all_reduce number")
+    assert "hang/waiting_0.json" in sentence
+
+
+def test_the_record_begins_with_what_deepspeed_says_it_does(commands, inputs):
+    commands.run([*overrides(folder="said", run__steps=1), "parallel=dp2"], cwd=inputs, ranks=2).ok()
+    log = (inputs / "said/log.txt").read_text()
+    (settings,) = re.findall(r"DeepSpeed: (.*)", log)
+    assert {"zero_stage=1", "gradient_clipping=1.0", "overlap_comm=False"} <= set(settings.split(", "))
+    assert re.search(r"connections between 2 ranks made in \d+\.\d\d s", log)
+    assert log.index("connections between") < log.index("step 1/1")
