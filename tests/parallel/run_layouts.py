@@ -47,6 +47,8 @@ LAYOUTS = {
     "cp2_pp2": {"context": 2, "pipeline": 2},
     "pp2_v2": {"pipeline": 2, "virtual_pipeline": 2},
     "pp4": {"pipeline": 4},
+    "tp2_z0": {"tensor": 2, "zero_stage": 0},
+    "tp2_z3": {"tensor": 2, "zero_stage": 3},
     "dp2_z0": {"data": 2, "zero_stage": 0},
     "dp2_z2": {"data": 2, "zero_stage": 2},
     "dp2_z3": {"data": 2, "zero_stage": 3},
