@@ -209,7 +209,7 @@ def worker(rank: int, config: DiTConfig, packs: int, rounds: int, folder: str) -
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timeout)
     batch = make_packs(config, packs, seed=rank)
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    with Grid(ParallelDims(data=RANKS, timeout_s=TIMEOUT_S)) as grid, ExitStack() as open_ones:
+    with Grid(ParallelDims(data=RANKS, start_timeout_s=TIMEOUT_S)) as grid, ExitStack() as open_ones:
         optim = AdamWConfig(clip_norm=CLIP_NORM)
         running = {name: open_ones.enter_context(build(grid, config, optim)) for name, build in CONTENDERS.items()}
         for number in range(rounds + 1):

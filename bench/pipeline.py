@@ -254,7 +254,7 @@ def worker(rank: int, cases: list[Case], steps: int, folder: str) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=stages, timeout=timeout)
     results = []
     for case in cases:
-        dims = ParallelDims(pipeline=stages, virtual_pipeline=case.chunks, timeout_s=TIMEOUT_S)
+        dims = ParallelDims(pipeline=stages, virtual_pipeline=case.chunks, start_timeout_s=TIMEOUT_S)
         with Grid(dims) as grid:
             message_s = message_seconds(grid)
             contenders = {"ours": ours(case, grid), "theirs": theirs(case, grid)}

@@ -113,10 +113,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(commands, inputs, layout, 
     before = tree(inputs)
     words = [*overrides(folder="dry"), f"parallel={layout}", "dry_run=true"]
     ended = commands.run(words, cwd=inputs, ranks=ranks).ok()
-    split = {1: "1 tensor x 1 pipeline x 1 data", 4: "2 tensor with sequence parallelism x 2 pipeline x 1 data"}
+    split = {1: "1 tensor x 1 pipeline", 4: "2 tensor with sequence parallelism x 2 pipeline"}
     assert ended.err.splitlines() == [
         f"run small in dry: {STEPS} steps",
-        f"layout: {split[ranks]}, {ranks} in all",
+        f"layout: {split[ranks]} x 1 data, ZeRO-1, fp32, {ranks} in all",
         "model: 21,504 parameters, 6,880 of them in the 2 blocks",
         "data: 8 training samples of 10, 58 tokens an epoch",
         "step: 2 packs of 16 tokens",
