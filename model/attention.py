@@ -25,11 +25,11 @@ class Segments:
     lengths: tuple[int, ...]
     """Tokens of each of the S segments."""
     boundaries: Tensor | None
-    """int32 `[S + 1]` cumulative lengths on the device; None where attention runs segment by segment."""
+    """int32 `[S + 1]` cumulative lengths on the device; None on the CPU, where attention runs segment by segment."""
 
     @staticmethod
     def of(lengths: tuple[int, ...], device: torch.device) -> "Segments":
-        if device.type != "cuda":
+        if device.type == "cpu":
             return Segments(lengths=lengths, boundaries=None)
         boundaries = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         return Segments(lengths=lengths, boundaries=boundaries.to(device, non_blocking=True))

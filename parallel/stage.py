@@ -24,15 +24,21 @@ def build_stage(grid: Grid, config: DiTConfig, *, seed: int) -> VideoDiT:
 
     Raises ValueError where the model cannot be split this way.
     """
-    work = Workload(num_heads=config.num_heads, ffn_dim=config.ffn_dim, num_blocks=config.num_blocks)
-    require_legal(grid.dims, work, grid.world_size)
-    stage = VideoDiT(config, layers=MegatronLayers(grid), stages=stages_of(grid, config.num_blocks))
-    set_recompute(stage, grid.dims)
+    stage = make_stage(grid, config)
     with torch.no_grad():
         for name, parameter in stage.named_parameters():
             shard = shard_of(parameter, grid)
             parameter.copy_(shard.of(initial_value(name, shard.global_shape, seed)))
     return stage.to(grid.device)
+
+
+def make_stage(grid: Grid, config: DiTConfig) -> VideoDiT:
+    """As `build_stage`, on torch's default device and without the initial values."""
+    work = Workload(num_heads=config.num_heads, ffn_dim=config.ffn_dim, num_blocks=config.num_blocks)
+    require_legal(grid.dims, work, grid.world_size)
+    stage = VideoDiT(config, layers=MegatronLayers(grid), stages=stages_of(grid, config.num_blocks))
+    set_recompute(stage, grid.dims)
+    return stage
 
 
 def stages_of(grid: Grid, num_blocks: int) -> list[Stage]:

@@ -31,8 +31,8 @@ OF_GRID = {"any", "sum_over_data", "gather_objects", "barrier"}
 OF_LAYERS = {"replicated", "scatter_sequence", "gather_sequence", "gather_tokens", "gather_heads"}
 ASKING = {"allreduce_dgrad", "sequence_parallel", "tensor_parallel_output_grad", "sequence", "mpu", "batch_p2p_comm"}
 """Keywords that ask an engine for collectives or for a kind of them."""
-MEASURING = "parity.py"
-"""Its own reductions stand in for DeepSpeed's where that is not in play."""
+MEASURING = ("parity.py", "activations.py")
+"""They run no training step: reductions of the first stand in for DeepSpeed's, the second sends nothing."""
 ASKED_IN = ("model/attention.py", "model/block.py", "model/dit.py")
 
 
@@ -51,7 +51,9 @@ class Site:
 
 def all_sites():
     """Of `parallel/` but for what measures it, and of the files of `model/` that ask its layers."""
-    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "parallel").glob("*.py") if path.name != MEASURING)
+    files = sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "parallel").glob("*.py") if path.name not in MEASURING
+    )
     return [site for file in (*files, *ASKED_IN) for site in _Finder(file).sites]
 
 

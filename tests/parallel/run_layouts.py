@@ -15,6 +15,7 @@ from pathlib import Path
 import layout_reference as reference
 import torch
 import torch.distributed as dist
+from held_bytes import Ledger
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch._C._distributed_c10d import _dump_fr_trace_json
@@ -49,6 +50,8 @@ LAYOUTS = {
     "pp4": {"pipeline": 4},
     "tp2_z0": {"tensor": 2, "zero_stage": 0},
     "tp2_z3": {"tensor": 2, "zero_stage": 3},
+    "dp3": {"data": 3},
+    "dp3_z3": {"data": 3, "zero_stage": 3},
     "dp2_z0": {"data": 2, "zero_stage": 0},
     "dp2_z2": {"data": 2, "zero_stage": 2},
     "dp2_z3": {"data": 2, "zero_stage": 3},
@@ -319,6 +322,16 @@ def many_steps(grid, out, folder, *, steps):
         out.notes["adam_steps"] = engine.adam_steps
 
 
+def memory(grid, out, folder):
+    """Bytes of everything held while the engine starts, and when an update begins."""
+    packs = mine(reference.step_packs(0, count=2 * grid.data_size), grid)
+    with Ledger() as ledger:
+        stage = build_stage(grid, reference.CONFIG, seed=0)
+        with ledger.watch_engine(grid, stage, AdamWConfig(**reference.ADAM)) as engine:
+            engine.step(packs, lr=reference.LR)
+    out.notes |= {"pipeline_rank": grid.pipeline_rank, "start": ledger.start, "held": ledger.held}
+
+
 def cases():
     for layout in TRAINED:
         yield f"training_{layout}", layout, training, {}
@@ -337,6 +350,10 @@ def cases():
         yield f"not_finite_{layout}", layout, not_finite, {}
     for layout in ("dp2", "tp2_sp", "pp2"):
         yield f"unequal_replicas_{layout}", layout, unequal_replicas, {}
+    for layout in ("single", "dp3", "dp2_z0", "dp2_z2", "dp3_z3", "cp2", "tp2_pp2_dp2", "pp2_v2"):
+        yield f"memory_{layout}", layout, memory, {}
+    for layout in ("dp3", "tp2_pp2_dp2", "dp2_z2", "dp3_z3"):
+        yield f"memory_{layout}_bf16", f"{layout}_bf16", memory, {}
     yield "shared_gradients_tp2_sp", "tp2_sp", shared_gradients, {}
     yield "refusals_tp2_sp", "tp2_sp", refusals, {}
     yield "exchanges_cp2", "cp2", exchanges, {}
