@@ -34,55 +34,67 @@ LAYOUTS = (
     "tensor=2 pipeline=2 data=2",
     "context=2 pipeline=2",
 )
-RECOMPUTING = tuple(f"{layout} recompute=full" for layout in LAYOUTS)
-SELECTIVE = ("tensor=2 pipeline=2 recompute=selective", "data=2 zero_stage=3 recompute=full recompute_blocks=2")
+RECOMPUTING = (
+    *(f"{layout} recompute=full" for layout in LAYOUTS),
+    "tensor=2 pipeline=2 recompute=selective",
+    "data=2 zero_stage=3 recompute=full recompute_blocks=2",
+)
+PLAIN = ("", *LAYOUTS)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-ALL = ("", *LAYOUTS, *RECOMPUTING, *SELECTIVE)
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """The table, by layout."""
-    report = tmp_path_factory.mktemp("parity") / "report.json"
+def table(folder, layouts, *overrides):
+    """The command's rows, by layout."""
+    report = folder / "report.json"
     environment = {name: v for name, v in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
     command = [
-        *(sys.executable, "-m", "trainer.parity", f"layouts={json.dumps(ALL)}", f"report={report}"),
-        *("tokens_per_pack=24", "packs_per_step=4", "microbatches=[1,2,3,8]", "steps=20", "bf16_seeds=5"),
+        *(sys.executable, "-m", "trainer.parity", f"layouts={json.dumps(layouts)}", f"report={report}"),
+        *("tokens_per_pack=24", "packs_per_step=4", "steps=20", *overrides),
     ]
-    run = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
+    environment["OMP_NUM_THREADS"] = "1"
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False)
     print(run.stdout)
     assert report.exists(), run.stderr[-4000:]
     return {row["layout"]: row for row in json.loads(report.read_text())}
 
 
-@pytest.mark.parametrize("layout", ALL)
-def test_a_layout_gives_the_same_run(rows, layout):
-    row = rows[layout]
-    assert row["verdict"] == "equal"
-    wanted = {"loss", "gradient", "loss in training", "global norm", "weight"}
-    has_bf16 = "zero_stage" not in layout
-    assert set(row["distances"]) == wanted | ({"bf16"} if has_bf16 else set())
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return table(tmp_path_factory.mktemp("plain"), PLAIN, "microbatches=[1,2,3,8]", "bf16_seeds=5")
+
+
+@pytest.fixture(scope="module")
+def recomputing(tmp_path_factory):
+    return table(tmp_path_factory.mktemp("recomputing"), RECOMPUTING, "microbatches=[1,3]", "bf16_seeds=0")
+
+
+def check(row, *, has_bf16):
     limits = {"loss": 1e-10, "gradient": 1e-10, "loss in training": 2e-5, "global norm": 2e-5, "weight": 2e-5}
+    assert row["verdict"] == "equal"
+    assert set(row["distances"]) == limits.keys() | ({"bf16"} if has_bf16 else set())
     for name, limit in limits.items():
         assert row["distances"][name]["value"] <= limit
     assert not has_bf16 or 0.5 <= row["distances"]["bf16"]["value"] <= 1.5
 
 
-def test_no_threads_or_files_are_left_behind(rows):
+@pytest.mark.parametrize("layout", PLAIN)
+def test_a_layout_gives_the_same_run(plain, layout):
+    check(plain[layout], has_bf16="zero_stage" not in layout)
+
+
+@pytest.mark.parametrize("layout", RECOMPUTING)
+def test_a_layout_that_recomputes_gives_the_same_run(recomputing, layout):
+    check(recomputing[layout], has_bf16=False)
+
+
+def test_no_threads_or_files_are_left_behind(plain, recomputing):
     """Rank 0 takes part in every layout, several groups and engines each."""
-    counts = [(row["threads"], row["files"]) for row in rows.values()]
-    assert len(counts) > 25
-    early, late = counts[3:8], counts[-5:]
-    for which in (0, 1):
-        assert max(count[which] for count in late) <= max(count[which] for count in early) + 2
+    assert len(plain) + len(recomputing) >= 25
+    for rows in (plain, recomputing):
+        counts = [(row["threads"], row["files"]) for row in rows.values()]
+        early, late = counts[2:7], counts[-5:]
+        for which in (0, 1):
+            assert max(count[which] for count in late) <= max(count[which] for count in early) + 2
 
 
 def test_the_worst_of_distances_is_the_one_that_is_no_number():
