@@ -22,6 +22,7 @@ def context_of(table_R6D: Tensor, row_l: Tensor) -> BlockContext:
         text_KD=randn(3, 12),
         rotation_L1r=rotation_table(torch.arange(tokens)[:, None].expand(-1, 3), 6, torch.float64),
         video=Segments.of((tokens,), cpu),
+        video_here=Segments.of((tokens,), cpu),
         text=Segments.of((3,), cpu),
     )
 
