@@ -128,7 +128,9 @@ def dry_run(
 def fake_grid(dims: ParallelDims, rank: int, world_size: int) -> Iterator[Grid]:
     """The grid as one rank of many sees it, in which no message goes anywhere."""
     assert not dist.is_initialized(), "a dry run has no peers"
-    gc.freeze()  # a grid that closes has garbage collected: only what came since is looked through
+    was_settled = gc.get_freeze_count() > 0
+    if not was_settled:
+        gc.freeze()  # a grid that closes has garbage collected: only what came since is looked through
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         grid = Grid(dims)
@@ -138,7 +140,8 @@ def fake_grid(dims: ParallelDims, rank: int, world_size: int) -> Iterator[Grid]:
             grid.close()
     finally:
         dist.destroy_process_group()
-        gc.unfreeze()
+        if not was_settled:
+            gc.unfreeze()
 
 
 @dataclass(frozen=True)

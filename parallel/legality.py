@@ -186,7 +186,7 @@ def require_legal(dims: ParallelDims, work: Workload, world_size: int) -> Parall
     problem = _broken(resolved, work)
     if problem is None:
         return resolved
-    nearest = nearest_legal(dims, work, world_size)
+    nearest = nearest_legal(replace(dims, precision=resolved.precision), work, world_size)
     raise ValueError(f"{problem}; {_suggestion(dims, nearest, world_size)}.")
 
 

@@ -5,6 +5,7 @@ rectangles a rank holds with it and return the same on all ranks. They are calle
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +48,7 @@ class Distance:
     @staticmethod
     def worst(distances: Iterable["Distance"]) -> "Distance":
         """The largest; one that is not a number is larger than any."""
-        return max(distances, key=lambda d: float("inf") if d.value != d.value else d.value)
+        return max(distances, key=lambda distance: _nan_is_largest(distance.value))
 
 
 def write_references(folder: Path, trial: Trial, counts: Sequence[int], seeds: int) -> None:
@@ -184,7 +185,11 @@ def _shard_squares(
             key = (-1 if sharded else tensor_rank, stage, replica)
             of_name = copies.setdefault(name, {})
             of_name[key] = of_name.get(key, 0.0) + square
-    return {name: max(of_name.values()) for name, of_name in copies.items()}
+    return {name: max(of_name.values(), key=_nan_is_largest) for name, of_name in copies.items()}
+
+
+def _nan_is_largest(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def _square(value: Tensor, right: Tensor) -> float:

@@ -159,7 +159,8 @@ class Grid:
         """Destroy every process group; the engine goes first."""
         # DeepSpeed's engine keeps groups, with their threads and sockets, in reference cycles.
         gc.collect()
-        groups = set(filter(None, parallel_state._global_process_group_list or []))
+        # In the order of their making, the same on every rank.
+        groups = list(dict.fromkeys(filter(None, parallel_state._global_process_group_list or [])))
         parallel_state.destroy_model_parallel()
         for group in groups:
             dist.destroy_process_group(group)

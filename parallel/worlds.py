@@ -6,6 +6,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -16,8 +17,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
-from parallel.launch import Launch
 
 STOPPING_S = 5.0
 
@@ -111,25 +110,6 @@ class Worlds:
         self.close()
 
 
-class LaunchedWorlds:
-    """The same over the processes of a launcher (torchrun, srun): each of them calls `run` with the same arguments."""
-
-    def __init__(self, *, timeout_s: float = 60.0) -> None:
-        self._launch = Launch.from_environment()
-        self.size, self.timeout_s = self._launch.world_size, timeout_s
-        self._store, _, _ = next(dist.rendezvous("env://", self._launch.rank, self.size))
-        self._count = 0
-
-    def run(self, world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Outcome]:
-        """What this rank returned, alone in a list; empty on ranks beyond the world."""
-        assert world_size <= self.size, f"{world_size} ranks wanted of {self.size}"
-        self._count += 1
-        if self._launch.rank >= world_size:
-            return []
-        store = dist.PrefixStore(f"world{self._count}", self._store)
-        return [_in_world(store, self._launch.rank, world_size, self.timeout_s, function, arguments)]
-
-
 def _serve(connection: Connection, others: list[Connection], rank: int, timeout_s: float) -> None:
     """What a process does: one task after another until the other side closes."""
     for other in others:
@@ -150,7 +130,8 @@ def _serve(connection: Connection, others: list[Connection], rank: int, timeout_
             outcome = _in_world(dist.FileStore(path, world_size), rank, world_size, timeout_s, function, arguments)
         except BaseException:  # noqa: BLE001 - told to the parent, which ends all
             failure = traceback.format_exc()
-        connection.send((outcome, failure))
+        with suppress(BrokenPipeError):  # the other side has given up on all
+            connection.send((outcome, failure))
         if failure is not None:
             # Peers may be waiting for this rank, and leaving in good order would wait for them.
             os._exit(1)

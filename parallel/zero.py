@@ -16,7 +16,9 @@ import deepspeed
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.utils import clip_grad_norm_
+from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
@@ -250,6 +252,10 @@ class ZeroOptimizer:
         self._engine.destroy()
         deepspeed.utils.groups.mpu = None
         del self._engine, self._optimizer
+        # ZeRO-3 leaves these behind, and they hold the engine with its groups, threads and sockets.
+        parameter_offload.FWD_MODULE_STACK.clear()
+        (cell,) = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release.__closure__
+        cell.cell_contents.cache_clear()
 
     @property
     def _adamw(self) -> torch.optim.AdamW:

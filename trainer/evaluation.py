@@ -129,13 +129,15 @@ def heldout_loss(
     sums = torch.zeros(2, shape[0] * shape[1], dtype=torch.float64)
     packs = evaluation.packs(text_of)
     starts = np.cumsum([0, *map(len, packs)])
-    mine = range(rank, len(packs), ranks)
-    for first in range(0, len(mine), _PACKS_AT_ONCE):
-        numbers = mine[first : first + _PACKS_AT_ONCE]
-        built = [evaluation.microbatch(packs[number]) for number in numbers]
+    # All ranks predict equally many packs, some again: under ZeRO-3 they meet in every forward pass.
+    turns = range(rank, -(-len(packs) // ranks) * ranks, ranks)
+    for first in range(0, len(turns), _PACKS_AT_ONCE):
+        numbers = turns[first : first + _PACKS_AT_ONCE]
+        built = [evaluation.microbatch(packs[number % len(packs)]) for number in numbers]
         predictions = predict([pack.inputs for pack in built])
         for number, pack, prediction_LP in zip(numbers, built, predictions, strict=True):
-            sums[:, starts[number] : starts[number + 1]] = _errors(pack, prediction_LP)
+            if number < len(packs):
+                sums[:, starts[number] : starts[number + 1]] = _errors(pack, prediction_LP)
     loss, zero = total(sums).numpy().reshape(2, *shape)
     return HeldOutLoss(loss_SV=loss, zero_SV=zero)
 

@@ -4,8 +4,8 @@
     python -m trainer.parity model=demo 'layouts=["tensor=2", "tensor=2 pipeline=2", "data=2 zero_stage=3"]'
 
 Each layout is compared with plain torch in one process: loss and every gradient in float64 under Megatron's schedule,
-then loss, global norm and weights over some steps with DeepSpeed in float32, then the first gradient in bf16. Without a
-launcher it starts the processes it needs; under torchrun it uses those that were started.
+then loss, global norm and weights over some steps with DeepSpeed in float32, then the first gradient in bf16 (ZeRO-1).
+It starts the processes it needs, on this machine.
 """
 
 import json
@@ -39,7 +39,7 @@ from parallel.parity import (
     write_references,
 )
 from parallel.reference import Trial
-from parallel.worlds import LaunchedWorlds, WorldFailed, Worlds
+from parallel.worlds import WorldFailed, Worlds
 from trainer.compose import parse_layout, to_dataclass, user_errors
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,6 @@ class ParityConfig:
     bf16_seeds: int
     """Runs in bf16 whose median counts; 0 skips that."""
     lr: float
-    folder: str | None = None
-    """Where references go; nodes must share it. None is a temporary folder."""
     report: str | None = None
     """A file for the table in JSON."""
     timeout_s: float = 600.0
@@ -85,7 +83,7 @@ class Row:
 
     layout: str
     distances: dict[str, Distance]
-    """By the names of `COLUMNS`."""
+    """By the names of `TOLERANCES`."""
     verdict: str
     threads: int = 0
     files: int = 0
@@ -99,7 +97,7 @@ class Row:
 class Comparison:
     """Puts layouts through the same trial, one after another."""
 
-    def __init__(self, config: ParityConfig, folder: str, worlds: Worlds | LaunchedWorlds) -> None:
+    def __init__(self, config: ParityConfig, folder: str, worlds: Worlds) -> None:
         self.config, self.folder, self.worlds = config, folder, worlds
         self.trial = Trial(
             model=config.model,
@@ -120,6 +118,7 @@ class Comparison:
 
     def row(self, layout: str, dims: ParallelDims) -> Row:
         """Compare one layout; raises WorldFailed where it cannot run."""
+        dims = replace(dims, start_timeout_s=self.config.timeout_s)
         wide = replace(dims, precision="fp32")
         legal = [n for n in self.config.microbatches if dims.virtual_pipeline == 1 or n >= dims.pipeline]
         found = dict(self._measure(dims, measure_gradients, wide, legal))
@@ -164,24 +163,25 @@ def legal_layouts(config: ParityConfig) -> dict[str, ParallelDims]:
     layouts = {text: parse_layout(text) for text in config.layouts}
     for text, dims in layouts.items():
         try:
-            require_legal(dims, work, world_size(dims))
+            require_legal(replace(dims, precision="fp32"), work, world_size(dims))
         except ValueError as error:
             raise ValueError(f"layouts: {text!r}: {error}") from error
+        if dims.virtual_pipeline > 1 and max(config.microbatches) < dims.pipeline:
+            raise ValueError(
+                f"layouts: {text!r} needs {dims.pipeline} packs on each replica, but microbatches is "
+                f"{list(config.microbatches)}: add {dims.pipeline} to it"
+            )
     return layouts
 
 
-def open_worlds(config: ParityConfig, needed: int) -> Worlds | LaunchedWorlds:
-    """Processes for the largest layout: those a launcher started, or new ones."""
-    started = Launch.named().world_size
-    available = started if started > 1 else torch.cuda.device_count() if torch.cuda.is_available() else needed
+def open_worlds(config: ParityConfig, needed: int) -> Worlds:
+    """Processes for the largest layout."""
+    available = torch.cuda.device_count() if torch.cuda.is_available() else needed
     if needed > available:
-        what = "processes were started" if started > 1 else "GPUs are here"
         raise ValueError(
-            f"layouts: the largest takes {needed} processes, but {available} {what}: start {needed} with torchrun, or "
-            "leave that layout out"
+            f"layouts: the largest takes {needed} processes, but {available} GPUs are here: leave that layout out, or "
+            "compare on the CPU with CUDA_VISIBLE_DEVICES= python -m trainer.parity"
         )
-    if started > 1:
-        return LaunchedWorlds(timeout_s=config.timeout_s)
     return Worlds(needed, timeout_s=config.timeout_s)
 
 
@@ -190,10 +190,9 @@ def compare(config: ParityConfig) -> Iterator[Row]:
     layouts = legal_layouts(config)
     needed = max(world_size(dims) for dims in layouts.values())
     with ExitStack() as stack:
-        folder = config.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="tessera-parity-"))
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        worlds = open_worlds(config, needed)
-        comparison = Comparison(config, folder, worlds)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tessera-parity-"))
+        comparison = Comparison(config, folder, open_worlds(config, needed))
+        stack.callback(lambda: comparison.worlds.close())
         comparison.write_references(list(layouts.values()))
         for text, dims in layouts.items():
             try:
@@ -202,14 +201,14 @@ def compare(config: ParityConfig) -> Iterator[Row]:
                 log.debug("%s", failure)
                 yield Row(layout=text, distances={}, verdict=f"FAILED: {str(failure).strip().splitlines()[-1]}")
                 comparison.worlds = open_worlds(config, needed)
-        if isinstance(comparison.worlds, Worlds):
-            comparison.worlds.close()
 
 
 def run(config: ParityConfig) -> int:
     """Compare and print; returns the exit code."""
-    if not config.layouts:
-        raise ValueError('layouts: none are given, such as layouts=["tensor=2"]')
+    Launch.require_single("trainer.parity")
+    for name, example in (("layouts", '["tensor=2"]'), ("microbatches", "[1,2,3]")):
+        if not getattr(config, name):
+            raise ValueError(f"{name}: none are given, such as {name}={example}")
     widths = [max(34, *map(len, config.layouts)), 16, 56, 16, 16, 48, 22]
     print(_line(["layout", *TOLERANCES, "verdict"], widths), flush=True)
     rows = []

@@ -2,67 +2,66 @@
 
 import gc
 
+import layout_reference as reference
 import torch
-from megatron.core.parallel_state import get_global_memory_buffer
 
 from parallel.engine import TrainEngine
+from parallel.optim import AdamWConfig
+from parallel.runtime import parallel_state
+from parallel.stage import build_stage
 
 
-class Ledger:
-    """Counts the storages of tensors made since it was. Use as a context manager."""
-
-    def __init__(self):
-        self.start, self.held = 0, {}
-
-    def __enter__(self):
-        gc.collect()
-        gc.freeze()  # what is there now is looked at no more, which also makes looking quick
-        return self
-
-    def __exit__(self, *_):
-        gc.unfreeze()
-
-    def watch_engine(self, grid, stage, optim):
-        """An engine that notes what is held where its start is fullest, and before each update."""
-        engine = _Watched.__new__(_Watched)
-        engine.on_average = self._note_start
-        engine.__init__(grid, stage, optim)
+def memory(grid, out, folder):
+    """A case of `run_layouts`: what is held where the engine's start is fullest, and when an update begins."""
+    packs = reference.step_packs(0, count=2 * grid.data_size)[2 * grid.data_rank : 2 * grid.data_rank + 2]
+    before = storages()  # kept, so that none of their addresses comes again
+    stage = build_stage(grid, reference.CONFIG, seed=0)
+    with Watched(grid, stage, AdamWConfig(**reference.ADAM), before, out.notes) as engine:
         update = engine._zero.step
 
         def step(lr):
-            self.held = self._by_kind(engine)
+            out.notes["held"] = by_kind(engine, before)
             return update(lr)
 
         engine._zero.step = step
-        return engine
-
-    def _note_start(self):
-        self.start = sum(storage.nbytes() for storage in _storages().values())
-
-    def _by_kind(self, engine):
-        zero = engine._zero
-        streams = [chunk._received for chunk in engine._pipeline.chunks if chunk._received is not None]
-        states = [tensor for state in zero._adamw.state.values() for tensor in state.values()]
-        weights = zero.local_weights().values()
-        kinds = {"weights": weights, "masters": zero.masters, "moments": states, "average": engine._ema}
-        kinds["gathering"] = get_global_memory_buffer().buffer.values()
-        kinds["streams"] = [*streams, *(stream.grad for stream in streams)]
-        found, held = _storages(), {}
-        for kind, tensors in kinds.items():
-            addresses = {tensor.untyped_storage().data_ptr() for tensor in tensors} & found.keys()
-            held[kind] = sum(found.pop(address).nbytes() for address in addresses)
-        return held | {"rest": sum(storage.nbytes() for storage in found.values())}
+        engine.step(packs, lr=reference.LR)
+    out.notes["pipeline_rank"] = grid.pipeline_rank
 
 
-class _Watched(TrainEngine):
+class Watched(TrainEngine):
+    """Notes what is held when the average has come and the initial weights have not gone."""
+
+    def __init__(self, grid, stage, optim, before, notes):
+        self.before, self.notes = before, notes
+        super().__init__(grid, stage, optim)
+
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
         if name == "_ema":
-            self.on_average()
+            self.notes["start"] = sum(storage.nbytes() for storage in storages(self.before).values())
 
 
-def _storages():
+def by_kind(engine, before):
+    zero = engine._zero
+    streams = [chunk._received for chunk in engine._pipeline.chunks if chunk._received is not None]
+    kinds = {
+        "weights": zero.local_weights().values(),
+        "masters": zero.masters,
+        "moments": [tensor for state in zero._adamw.state.values() for tensor in state.values()],
+        "average": engine._ema,
+        "gathering": parallel_state.get_global_memory_buffer().buffer.values(),
+        "streams": [*streams, *(stream.grad for stream in streams)],
+    }
+    found, held = storages(before), {}
+    for kind, tensors in kinds.items():
+        addresses = {tensor.untyped_storage().data_ptr() for tensor in tensors} & found.keys()
+        held[kind] = sum(found.pop(address).nbytes() for address in addresses)
+    return held | {"rest": sum(storage.nbytes() for storage in found.values())}
+
+
+def storages(before=()):
+    """{address: storage} of all tensors on the CPU, but for those of before."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
-    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
-    return {storage.data_ptr(): storage for storage in storages if storage.nbytes()}
+    found = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    return {s.data_ptr(): s for s in found if s.nbytes() and s.data_ptr() not in before}

@@ -15,7 +15,7 @@ from pathlib import Path
 import layout_reference as reference
 import torch
 import torch.distributed as dist
-from held_bytes import Ledger
+from held_bytes import memory
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch._C._distributed_c10d import _dump_fr_trace_json
@@ -37,7 +37,6 @@ LAYOUTS = {
     "single": {},
     "tp2": {"tensor": 2, "sequence": False},
     "tp2_sp": {"tensor": 2},
-    "tp4_sp": {"tensor": 4},
     "pp2": {"pipeline": 2},
     "pp3": {"pipeline": 3},
     "dp2": {"data": 2},
@@ -47,7 +46,7 @@ LAYOUTS = {
     "tp2_cp2": {"tensor": 2, "context": 2},
     "cp2_pp2": {"context": 2, "pipeline": 2},
     "pp2_v2": {"pipeline": 2, "virtual_pipeline": 2},
-    "pp4": {"pipeline": 4},
+    "pp2_full": {"pipeline": 2, "recompute": "full"},
     "tp2_z0": {"tensor": 2, "zero_stage": 0},
     "tp2_z3": {"tensor": 2, "zero_stage": 3},
     "dp3": {"data": 3},
@@ -69,6 +68,11 @@ RESUMED = (
     *((layout, layout) for layout in ("single", "tp2_pp2_dp2", "dp2_z3")),
 )
 """From one layout to another, or to the same."""
+MEASURED = (
+    *("single", "dp3", "dp2_z0", "dp2_z2", "dp3_z3", "cp2", "tp2_pp2_dp2", "pp2_v2"),
+    *("dp3_bf16", "tp2_pp2_dp2_bf16", "dp2_z2_bf16", "dp3_z3_bf16"),
+)
+"""Whose bytes are counted."""
 BF16 = ("single", "dp2", "tp2_pp2", "tp2_pp2_dp2", "pp2_v2", "cp2", "dp2_z2", "dp2_z3")
 NOT_FINITE = ("dp2", "tp2_pp2", "dp2_z0", "dp2_z2", "dp2_z3")
 
@@ -322,16 +326,6 @@ def many_steps(grid, out, folder, *, steps):
         out.notes["adam_steps"] = engine.adam_steps
 
 
-def memory(grid, out, folder):
-    """Bytes of everything held while the engine starts, and when an update begins."""
-    packs = mine(reference.step_packs(0, count=2 * grid.data_size), grid)
-    with Ledger() as ledger:
-        stage = build_stage(grid, reference.CONFIG, seed=0)
-        with ledger.watch_engine(grid, stage, AdamWConfig(**reference.ADAM)) as engine:
-            engine.step(packs, lr=reference.LR)
-    out.notes |= {"pipeline_rank": grid.pipeline_rank, "start": ledger.start, "held": ledger.held}
-
-
 def cases():
     for layout in TRAINED:
         yield f"training_{layout}", layout, training, {}
@@ -350,10 +344,8 @@ def cases():
         yield f"not_finite_{layout}", layout, not_finite, {}
     for layout in ("dp2", "tp2_sp", "pp2"):
         yield f"unequal_replicas_{layout}", layout, unequal_replicas, {}
-    for layout in ("single", "dp3", "dp2_z0", "dp2_z2", "dp3_z3", "cp2", "tp2_pp2_dp2", "pp2_v2"):
+    for layout in MEASURED:
         yield f"memory_{layout}", layout, memory, {}
-    for layout in ("dp3", "tp2_pp2_dp2", "dp2_z2", "dp3_z3"):
-        yield f"memory_{layout}_bf16", f"{layout}_bf16", memory, {}
     yield "shared_gradients_tp2_sp", "tp2_sp", shared_gradients, {}
     yield "refusals_tp2_sp", "tp2_sp", refusals, {}
     yield "exchanges_cp2", "cp2", exchanges, {}

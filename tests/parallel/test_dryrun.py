@@ -6,17 +6,13 @@ from math import prod
 import pytest
 import torch.distributed as dist
 from layout_reference import CONFIG, TOKENS, read_ranks
-from run_layouts import LAYOUTS
+from run_layouts import LAYOUTS, MEASURED
 
 from model.dit import DiTConfig
 from parallel.dims import ParallelDims
 from parallel.dryrun import dry_run, fake_grid
 
 WAN_14B = DiTConfig(num_blocks=40, num_heads=40, head_dim=128, ffn_dim=13824, text_dim=4096)
-MEASURED = [
-    *("single", "dp3", "dp2_z0", "dp2_z2", "dp3_z3", "cp2", "tp2_pp2_dp2", "pp2_v2"),
-    *("dp3_bf16", "tp2_pp2_dp2_bf16", "dp2_z2_bf16", "dp3_z3_bf16"),
-]
 SCALARS = 64
 """Bytes a rank holds beside: losses, norms, a flag."""
 

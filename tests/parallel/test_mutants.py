@@ -9,6 +9,7 @@ import pytest
 from collective_sites import all_sites, is_covered
 from mutant_runs import NO_FAULT
 from mutants import MUTANTS, is_as_it_should, table, vector_error
+from run_layouts import LAYOUTS
 
 HERE = Path(__file__).parent
 WITHOUT_MUTANT = {
@@ -62,6 +63,7 @@ def test_every_collective_has_a_mutant():
 def test_mutants_are_named_and_their_text_is_a_program():
     names = [mutant.name for mutant in MUTANTS]
     assert len(set(names)) == len(names)
+    assert {mutant.layout for mutant in MUTANTS} <= LAYOUTS.keys()
     for mutant in MUTANTS:
         compile(mutant.text(), mutant.file, "exec")
 

@@ -25,6 +25,11 @@ def config(*overrides):
         (['layouts=["tensor=3"]'], r"layouts: 'tensor=3': parallel.tensor=3 does not divide model.num_heads=4 .*"),
         (['layouts=["tensr=2"]'], r"tensr is no setting: did you mean tensor\?"),
         (['layouts=["tensor"]'], r"tensor=null must be a whole number"),
+        (["microbatches=[]"], r"microbatches: none are given, such as microbatches=\[1,2,3\]"),
+        (
+            ['layouts=["pipeline=2 virtual_pipeline=2"]', "microbatches=[1]"],
+            r"needs 2 packs on each replica, but microbatches is \[1\]: add 2 to it",
+        ),
         (["layouts=[]"], r"layouts: none are given, such as"),
         (['layouts=["pipeline=2"]', "model.num_blocks=1"], r"pipeline=2 makes 2 stages"),
     ],
@@ -35,11 +40,21 @@ def test_what_cannot_be_compared_is_refused_before_any_process_starts(overrides,
         command.run(config(*overrides))
 
 
-def test_a_launcher_that_started_too_few_is_told_so(monkeypatch):
+def test_a_launcher_is_refused(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"the largest takes 4 processes, but 2 processes were started: start 4 with"):
-        command.open_worlds(config(), 4)
+    with pytest.raises(ValueError, match=r"trainer.parity is for one process, but 2 were started"):
+        command.run(config())
+
+
+def test_too_few_gpus_are_told_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command.torch.cuda, "device_count", lambda: 2)
+    assert command.legal_layouts(config()), "the default layouts are legal where precision is bf16 by default"
+    with pytest.raises(
+        ValueError, match=r"the largest takes 8 processes, but 2 GPUs are here: .*CUDA_VISIBLE_DEVICES="
+    ):
+        command.open_worlds(config(), 8)
 
 
 def test_a_layout_in_words():
