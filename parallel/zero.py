@@ -81,6 +81,8 @@ class ZeroOptimizer:
         if self.zero_stage == 0:
             self._engine.clip_fp32_gradients = self._clip_whole_gradients
         self._require_settings(wanted)
+        grouped = [] if self.zero_stage == 0 else self.groups
+        self._places = {id(p): (group, i) for group, members in enumerate(grouped) for i, p in enumerate(members)}
         self._create_state()
 
     @property
@@ -100,8 +102,12 @@ class ZeroOptimizer:
         """The gradient DeepSpeed will reduce and apply; AssertionError where there is none."""
         assert not self.drives_backward, "gradients are partitioned as they come"
         parameter = self.named[name]
-        is_held = self._is_bf16 and self.zero_stage == 1
-        gradient = getattr(parameter, "_hp_grad", None) if is_held else parameter.grad
+        gradient = parameter.grad
+        if isinstance(self._optimizer, BF16_Optimizer):
+            # Its float32 buffer stands, zeroed, where no gradient has come.
+            group, place = self._places[id(parameter)]
+            has_come = self._optimizer.fp32_groups_has_gradients[group][place]
+            gradient = parameter._hp_grad if has_come else None  # type: ignore[attr-defined]
         assert gradient is not None, f"{name} has no gradient"
         return gradient.view(parameter.shape)
 

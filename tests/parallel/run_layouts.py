@@ -318,6 +318,20 @@ def refusals(grid, out, folder):
         out.notes["error"] = str(error)
 
 
+def missing_gradients(grid, out, folder):
+    """The accessor finds gradients after a backward pass, and none before it or after they were dropped."""
+    with make_engine(grid) as engine:
+        packs, name = mine(reference.step_packs(0), grid), "conditioning.time_in.weight"
+        found = []
+        for action in (lambda: None, lambda: engine.accumulate(packs, scale=1.0), engine._zero.drop_gradients):
+            action()
+            try:
+                found.append(bool(engine._zero.gradient(name).any()))
+            except AssertionError as error:
+                found.append(str(error))
+        out.notes["found"] = found
+
+
 def many_steps(grid, out, folder, *, steps):
     """Long enough for copies to part that are not kept together; the engine refuses them when they do."""
     with make_engine(grid) as engine:
@@ -340,6 +354,8 @@ def cases():
         yield f"warm_up_{layout}", layout, warm_up, {}
     yield "hang_dp2", "dp2_hasty", hang, {}
     yield "deterministic_tp2_cp2_pp2", "tp2_cp2_pp2_repeatable", training, {"steps": 2}
+    for layout in ("dp2", "dp2_bf16", "dp2_z0"):
+        yield f"missing_gradients_{layout}", layout, missing_gradients, {}
     for layout in NOT_FINITE:
         yield f"not_finite_{layout}", layout, not_finite, {}
     for layout in ("dp2", "tp2_sp", "pp2"):

@@ -33,3 +33,10 @@ def test_state_exists_before_the_first_step(layouts):
         assert notes["adam_steps"] == 0
     moments = assemble(layouts / "initial_tp2_pp2_dp2")["exp_avg"]
     assert moments and not torch.cat([moment.flatten() for moment in moments.values()]).any()
+
+
+@pytest.mark.parametrize("layout", ["dp2", "dp2_bf16", "dp2_z0"])
+def test_a_gradient_that_has_not_come_is_not_taken_for_zero(layouts, layout):
+    for _, notes in read_ranks(layouts / f"missing_gradients_{layout}"):
+        missing = "conditioning.time_in.weight has no gradient"
+        assert notes["found"] == [missing, True, missing]

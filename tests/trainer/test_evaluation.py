@@ -89,6 +89,20 @@ def test_the_table_is_the_same_over_any_number_of_data_ranks(ranks: int) -> None
     np.testing.assert_array_equal(added.loss_SV, parts[1].loss_SV + 1)
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 50])
+def test_all_ranks_predict_equally_many_packs(ranks: int) -> None:
+    """Under ZeRO-3 a rank that predicts less than the others leaves them waiting for its part of the weights."""
+    whole_set, predict = make_set([sample(n) for n in range(6)]), exact_dit()
+    counts = []
+    for rank in range(ranks):
+        calls: list[int] = []
+        heldout_loss(
+            lambda packs, calls=calls: calls.append(len(packs)) or predict(packs), whole_set, rank=rank, ranks=ranks
+        )
+        counts.append(calls)
+    assert counts[0] and all(calls == counts[0] for calls in counts)
+
+
 def test_the_table_is_the_same_for_any_pack_size(monkeypatch: pytest.MonkeyPatch) -> None:
     samples, predict = [sample(n) for n in range(6)], exact_dit()
     alone = np.concatenate([heldout_loss(predict, make_set([one], tokens=one.video_tokens)).loss_SV for one in samples])
