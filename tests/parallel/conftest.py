@@ -22,6 +22,6 @@ def layouts(tmp_path_factory):
         "GLOO_SOCKET_IFNAME": "lo",
     }
     command = [sys.executable, str(HERE / "run_layouts.py"), str(folder)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1150, check=False)
     assert run.returncode == 0, run.stderr[-4000:]
     return folder
