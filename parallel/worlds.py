@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -114,6 +115,8 @@ def _serve(connection: Connection, others: list[Connection], rank: int, timeout_
     """What a process does: one task after another until the other side closes."""
     for other in others:
         other.close()
+    # Ctrl-C reaches the whole terminal: the parent answers it, and ends these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What is imported lives as long as the process; DeepSpeed collects garbage several times for each engine.
     gc.freeze()
     torch.set_num_threads(1)

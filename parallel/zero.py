@@ -232,9 +232,9 @@ class ZeroOptimizer:
     @property
     def settings(self) -> dict[str, Any]:
         """What DeepSpeed says it does, of what changes numbers."""
-        engine, optimizer = self._engine, self._optimizer
+        engine = self._engine
         return {
-            "optimizer": type(optimizer).__name__,
+            "optimizer": type(self._optimizer).__name__,
             "zero_stage": int(engine.zero_optimization_stage()),
             "gradient_clipping": float(engine.gradient_clipping()),
             "gradient_accumulation_steps": int(engine.gradient_accumulation_steps()),
@@ -246,7 +246,6 @@ class ZeroOptimizer:
             "allgather_bucket_size": int(engine.zero_allgather_bucket_size()),
             "grad_accum_dtype": str(engine.get_data_types()[1]).removeprefix("torch."),
             "communication_data_type": str(engine.communication_data_type).removeprefix("torch."),
-            "check_grad_overflow": bool(getattr(optimizer, "check_grad_overflow", False)),
             "prescale_gradients": not engine.postscale_gradients(),
         }
 
@@ -275,11 +274,16 @@ class ZeroOptimizer:
             expected = DeepSpeedZeroOptimizer_Stage3
         else:
             expected = BF16_Optimizer if self._is_bf16 and self.zero_stage == 1 else DeepSpeedZeroOptimizer
-        assert type(self._optimizer) is expected, f"DeepSpeed chose {type(self._optimizer).__name__}"
-        wide = {"grad_accum_dtype": "float32", "communication_data_type": "float32"}
-        flat = {**wanted, **wanted["zero_optimization"], **wide}
+        zero = wanted["zero_optimization"]
+        others = {
+            "optimizer": expected.__name__,
+            "zero_stage": zero["stage"],
+            "grad_accum_dtype": "float32",
+            "communication_data_type": "float32",
+        }
         for name, value in self.settings.items():
-            assert name not in flat or flat[name] == value, f"DeepSpeed set {name}={value}, not {flat[name]}"
+            right = {**wanted, **zero, **others}[name]
+            assert value == right, f"DeepSpeed set {name}={value}, not {right}"
 
     def _create_state(self) -> None:
         """Have AdamW make its (zero) state now, so that a run can be saved before and loaded without a step."""

@@ -209,6 +209,8 @@ def run(config: ParityConfig) -> int:
     for name, example in (("layouts", '["tensor=2"]'), ("microbatches", "[1,2,3]")):
         if not getattr(config, name):
             raise ValueError(f"{name}: none are given, such as {name}={example}")
+    if config.report is not None and not Path(config.report).absolute().parent.is_dir():
+        raise ValueError(f"report={config.report}: there is no such folder to write it into")
     widths = [max(34, *map(len, config.layouts)), 16, 56, 16, 16, 48, 22]
     print(_line(["layout", *TOLERANCES, "verdict"], widths), flush=True)
     rows = []

@@ -25,6 +25,7 @@ def config(*overrides):
         (['layouts=["tensor=3"]'], r"layouts: 'tensor=3': parallel.tensor=3 does not divide model.num_heads=4 .*"),
         (['layouts=["tensr=2"]'], r"tensr is no setting: did you mean tensor\?"),
         (['layouts=["tensor"]'], r"tensor=null must be a whole number"),
+        (["report=nowhere/table.json"], r"report=nowhere/table.json: there is no such folder"),
         (["microbatches=[]"], r"microbatches: none are given, such as microbatches=\[1,2,3\]"),
         (
             ['layouts=["pipeline=2 virtual_pipeline=2"]', "microbatches=[1]"],
