@@ -74,7 +74,7 @@ def measure_gradients(dims: ParallelDims, folder: str, trial: Trial, microbatche
             total = number * grid.data_size
             packs = trial.packs(0, count=total)
             dit.zero_grad(set_to_none=True)
-            share = pipeline.forward_backward(_mine(packs, grid), scale=1 / weight_of(packs))
+            share = pipeline.forward_backward(mine(packs, grid), scale=1 / weight_of(packs))
             sum_over_stages(grid, [_gradient(p) for name, p in dit.named_parameters() if is_on_every_stage(name)])
             for parameter in dit.parameters():
                 dist.all_reduce(_gradient(parameter), group=grid.replica_group)
@@ -93,9 +93,9 @@ def measure_training(dims: ParallelDims, folder: str, trial: Trial) -> dict[str,
     """
     reference = _read(folder, TRAINING)
     losses, norms = [], []
-    with Grid(dims) as grid, _engine(grid, trial) as engine:
+    with Grid(dims) as grid, engine_of(grid, trial) as engine:
         for step in range(trial.steps):
-            result = engine.step(_mine(trial.packs(step), grid), lr=trial.lr)
+            result = engine.step(mine(trial.packs(step), grid), lr=trial.lr)
             losses.append(_of_number(result.loss, reference["losses"][step], f"step {step + 1}"))
             norms.append(_of_number(result.grad_norm, reference["norms"][step], f"step {step + 1}"))
         engine.check_replicas()
@@ -120,8 +120,8 @@ def measure_bf16(dims: ParallelDims, folder: str, trial: Trial, seeds: int) -> l
     with Grid(replace(dims, precision="bf16")) as grid:
         for seed in range(seeds):
             packs, name = _seeded(trial, seed).packs(0), f"seed_{seed}"
-            with _engine(grid, _seeded(trial, seed)) as engine:
-                _, gradients = engine.accumulate(_mine(packs, grid), scale=1 / weight_of(packs))
+            with engine_of(grid, _seeded(trial, seed)) as engine:
+                _, gradients = engine.accumulate(mine(packs, grid), scale=1 / weight_of(packs))
                 for gradient in gradients.values():
                     dist.all_reduce(gradient, group=grid.replica_group)
                 squares = _shard_squares(folder, name, gradients, engine.stage, grid)
@@ -134,7 +134,8 @@ def _seeded(trial: Trial, seed: int) -> Trial:
     return replace(trial, seed=trial.seed + 1 + seed)
 
 
-def _engine(grid: Grid, trial: Trial) -> TrainEngine:
+def engine_of(grid: Grid, trial: Trial) -> TrainEngine:
+    """This rank's part of the trial's run at its start."""
     stage = build_stage(grid, trial.model, seed=0)
     _fill(stage, grid, trial)
     return TrainEngine(grid, stage, trial.optim)
@@ -147,7 +148,8 @@ def _fill(dit: VideoDiT, grid: Grid, trial: Trial) -> None:
         parameter.copy_(shard.of(trial.value(name, shard.global_shape)))
 
 
-def _mine(packs: Sequence[Any], grid: Grid) -> list[Microbatch]:
+def mine(packs: Sequence[Any], grid: Grid) -> list[Microbatch]:
+    """Those of all packs that this rank's replica computes."""
     share = len(packs) // grid.data_size
     return list(packs[grid.data_rank * share : (grid.data_rank + 1) * share])
 

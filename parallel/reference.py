@@ -1,6 +1,6 @@
 """What a run should give: plain torch in one process, no engine. What every layout is compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,7 @@ def reference_training(
     trial: Trial,
     dtype: torch.dtype,
     device: torch.device,
+    after_step: Callable[[VideoDiT], None] = lambda model: None,
 ) -> Reference:
     """A plain AdamW loop with clipping of the global norm; weights after its last step."""
     model, optim = dense_model(trial, dtype, device), trial.optim
@@ -104,6 +105,7 @@ def reference_training(
         for p in named.values():
             _gradient(p).mul_(min(1.0, optim.clip_norm / norm))
         adamw.step()
+        after_step(model)
         losses.append(loss.item())
         norms.append(norm)
     return Reference(losses=losses, norms=norms, tensors={name: p.detach().clone() for name, p in named.items()})

@@ -39,7 +39,10 @@ class Worlds:
     """Processes on this machine that run functions in worlds of up to `size` ranks. Use as a context manager."""
 
     def __init__(self, size: int, *, timeout_s: float = 60.0) -> None:
-        """Starts the processes; what is imported by now is shared with them, except on a GPU, which forbids forks."""
+        """Starts the processes; what is imported by now is shared with them, except on a GPU, which forbids forks.
+
+        Threads at work in this process may leave a fork a lock that nobody opens: open worlds before there are any.
+        """
         self.size, self.timeout_s = size, timeout_s
         forked, fresh = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
         forks = not torch.cuda.is_available()

@@ -219,11 +219,11 @@ def load(path: Path) -> DiTConfig:
 def test_shipped_sizes_are_what_their_names_say(path: Path) -> None:
     config, name = load(path), path.stem
     total = parameter_count(config).total
-    named = {"tiny": 0.2e6, "demo": 4.4e6, "wan_1_3b": 1.42e9, "wan_14b": 14.3e9}
+    named = {"nano": 58e3, "tiny": 0.2e6, "demo": 4.4e6, "wan_1_3b": 1.42e9, "wan_14b": 14.3e9}
     digits, unit = name.removeprefix("ladder_")[:-1], name[-1]
     said = named[name] if name in named else float(digits) * {"m": 1e6, "b": 1e9}[unit]
     assert abs(total / said - 1) < 0.1
-    assert config.text_dim == (4096 if name.startswith("wan") else 384)
+    assert config.text_dim == (4096 if name.startswith("wan") else 12 if name == "nano" else 384)
 
 
 def test_the_ladder_changes_size_only() -> None:

@@ -2,21 +2,21 @@
 
 import gc
 
-import layout_reference as reference
 import torch
+from layout_reference import TRIAL
 
 from parallel.engine import TrainEngine
-from parallel.optim import AdamWConfig
+from parallel.parity import mine
 from parallel.runtime import parallel_state
 from parallel.stage import build_stage
 
 
 def memory(grid, out, folder):
     """A case of `run_layouts`: what is held where the engine's start is fullest, and when an update begins."""
-    packs = reference.step_packs(0, count=2 * grid.data_size)[2 * grid.data_rank : 2 * grid.data_rank + 2]
+    packs = mine(TRIAL.packs(0, count=2 * grid.data_size), grid)
     before = storages()  # kept, so that none of their addresses comes again
-    stage = build_stage(grid, reference.CONFIG, seed=0)
-    with Watched(grid, stage, AdamWConfig(**reference.ADAM), before, out.notes) as engine:
+    stage = build_stage(grid, TRIAL.model, seed=0)
+    with Watched(grid, stage, TRIAL.optim, before, out.notes) as engine:
         update = engine._zero.step
 
         def step(lr):
@@ -24,7 +24,7 @@ def memory(grid, out, folder):
             return update(lr)
 
         engine._zero.step = step
-        engine.step(packs, lr=reference.LR)
+        engine.step(packs, lr=TRIAL.lr)
     out.notes["pipeline_rank"] = grid.pipeline_rank
 
 

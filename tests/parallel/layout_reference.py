@@ -1,108 +1,31 @@
-"""A tiny DiT, packs of unequal content, and what plain torch on one process makes of them."""
+"""The trial that layouts are put through here, and what plain torch in one process makes of it."""
 
-import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache, wraps
-from math import prod
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from model.dit import DiTConfig, VideoDiT
-from model.packed import PackedInputs, patch_positions
+from model.dit import DiTConfig
+from parallel.optim import AdamWConfig
+from parallel.reference import Trial, dense_model
+from parallel.reference import reference_training as plain_training
 
 CONFIG = DiTConfig(
     num_blocks=4, num_heads=4, head_dim=8, ffn_dim=48, text_dim=12, in_channels=3, out_channels=3, time_freq_dim=16
 )
-TOKENS = 24
-GRIDS = [  # of the samples of a pack; what is left of it is padding
-    [(1, 2, 4), (2, 2, 2), (1, 2, 2)],
-    [(3, 2, 4)],
-    [(1, 1, 2), (2, 2, 4), (1, 2, 2)],
-    [(2, 2, 2), (2, 2, 2), (2, 2, 2)],
-    [(1, 1, 1)],
-]
-STEPS, MORE_STEPS, LR, CLIP, EMA = 10, 3, 3e-3, 0.05, 0.9
-ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.1, "clip_norm": CLIP}
-PACKS_PER_STEP = 4
-
-
-@dataclass(frozen=True)
-class Pack:
-    inputs: PackedInputs
-    target_LP: torch.Tensor
-    weight_L: torch.Tensor
-
-
-def make_pack(number):
-    """Pack `number`: images and clips, a row per frame, clean conditions, uneven weights, padding without loss."""
-    draw = torch.Generator().manual_seed(1000 + number)
-    grids = list(GRIDS[number % len(GRIDS)])
-    padding = TOKENS - sum(map(prod, grids))
-    rows, positions, times, conditions = [], [], [], []
-    for t, h, w in grids:
-        rows.append(torch.arange(t).repeat_interleave(h * w) + len(times))
-        positions.append(patch_positions((t, h, w)))
-        is_condition = [t > 1 and frame == 0 for frame in range(t)]
-        times += [0.02 if c else float(torch.rand((), generator=draw)) for c in is_condition]
-        conditions += is_condition
-    lengths = [prod(grid) for grid in grids]
-    if padding:
-        rows.append(torch.full((padding,), len(times)))
-        positions.append(torch.zeros(padding, 3, dtype=torch.int64))
-        times.append(0.0)
-        conditions.append(False)
-        lengths.append(padding)
-    row_L = torch.cat(rows)
-    text_lengths = [1 + int(torch.randint(0, 5, (), generator=draw)) for _ in lengths]
-    patch_LP = torch.randn(TOKENS, CONFIG.patch_values_in, generator=draw, dtype=torch.float64)
-    text_KE = torch.randn(sum(text_lengths), CONFIG.text_dim, generator=draw, dtype=torch.float64)
-    weight_L = torch.rand(TOKENS, generator=draw, dtype=torch.float64) + 0.1
-    weight_L[torch.tensor(conditions)[row_L]] = 0
-    if padding:
-        patch_LP[-padding:], text_KE[-1], weight_L[-padding:], text_lengths[-1] = 0, 0, 0, text_lengths[-1]
-    inputs = PackedInputs(
-        patch_LP=patch_LP,
-        position_L3=torch.cat(positions),
-        row_L=row_L,
-        segment_lengths=tuple(lengths),
-        time_R=torch.tensor(times, dtype=torch.float64),
-        is_condition_R=torch.tensor(conditions),
-        text_KE=text_KE,
-        text_lengths=tuple(text_lengths),
-    )
-    target_LP = torch.randn(TOKENS, CONFIG.patch_values_out, generator=draw, dtype=torch.float64)
-    return Pack(inputs, target_LP, weight_L)
-
-
-def step_packs(step, count=PACKS_PER_STEP):
-    return [make_pack(step * count + i) for i in range(count)]
-
-
-def random_value(name, shape):
-    """A logical parameter with nothing at zero, so that every path carries gradient."""
-    draw = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big"))
-    value = torch.randn(shape, generator=draw, dtype=torch.float64) * 0.2
-    return value + 1 if name.endswith("norm.weight") else value
-
-
-def dense_model(dtype):
-    model = VideoDiT(CONFIG).to(dtype)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(random_value(name, parameter.shape))
-    return model
-
-
-def dense_loss(model, packs, dtype):
-    """Sum of weighted squared errors (mean over a patch) over the sum of weights, in so many words."""
-    total = 0
-    for pack in packs:
-        error_L = ((model(pack.inputs.to("cpu", dtype)) - pack.target_LP.to(dtype)) ** 2).mean(-1)
-        total = total + (error_L * pack.weight_L.to(dtype)).sum()
-    return total / sum(pack.weight_L.sum() for pack in packs).to(dtype)
+STEPS, MORE_STEPS, CLIP, EMA = 10, 3, 0.05, 0.9
+TRIAL = Trial(
+    model=CONFIG,
+    tokens_per_pack=24,
+    packs_per_step=4,
+    steps=STEPS,
+    optim=AdamWConfig(beta1=0.9, beta2=0.95, eps=1e-6, weight_decay=0.1, clip_norm=CLIP),
+    lr=3e-3,
+)
+CPU = torch.device("cpu")
 
 
 def on_one_thread(function):
@@ -122,60 +45,37 @@ def on_one_thread(function):
 
 @cache
 @on_one_thread
-def reference_gradients(count):
-    """Loss and every gradient by name over `count` packs, in float64."""
-    model = dense_model(torch.float64)
-    loss = dense_loss(model, step_packs(0, count=count), torch.float64)
-    loss.backward()
-    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
-
-
-@cache
-@on_one_thread
 def reference_training(steps, dtype=torch.float32):
     """Losses, norms, weights and averaged weights of a plain AdamW loop, clipping active at every step."""
-    model = dense_model(dtype)
-    named = dict(model.named_parameters())
-    matrices = [p for n, p in named.items() if n.endswith(".weight") and p.ndim == 2]
-    others = [p for n, p in named.items() if not (n.endswith(".weight") and p.ndim == 2)]
-    groups = [{"params": matrices, "weight_decay": ADAM["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(
-        groups, lr=LR, betas=(ADAM["beta1"], ADAM["beta2"]), eps=ADAM["eps"], fused=False, foreach=False
-    )
-    ema = {name: p.detach().clone() for name, p in named.items()}
-    losses, norms = [], []
-    for step in range(steps):
-        adamw.zero_grad()
-        loss = dense_loss(model, step_packs(step), dtype)
-        loss.backward()
-        norm = sum(float(p.grad.double().square().sum()) for p in named.values()) ** 0.5
-        assert norm > 1.5 * CLIP, "the clip must act"
-        for p in named.values():
-            p.grad.mul_(CLIP / norm)
-        adamw.step()
-        for name, p in named.items():
+    start = dense_model(TRIAL, dtype, CPU)
+    ema = {name: p.detach().clone() for name, p in start.named_parameters()}
+
+    def average(model):
+        for name, p in model.named_parameters():
             ema[name] = EMA * ema[name] + (1 - EMA) * p.detach()
-        losses.append(loss.item())
-        norms.append(norm)
-    weights = {name: p.detach().clone() for name, p in named.items()}
-    with torch.no_grad():
-        inputs = prediction_inputs()
-        predictions = [model(pack.to("cpu", dtype)) for pack in inputs]
-        for name, p in named.items():
-            p.copy_(ema[name])
-        averaged = [model(pack.to("cpu", dtype)) for pack in inputs]
+
+    found = plain_training(replace(TRIAL, steps=steps), dtype, CPU, after_step=average)
+    assert min(found.norms) > 1.5 * CLIP, "the clip must act"
     return {
-        "losses": losses,
-        "norms": norms,
-        "master": weights,
+        "losses": found.losses,
+        "norms": found.norms,
+        "master": found.tensors,
         "ema": ema,
-        "predictions": torch.stack(predictions),
-        "averaged_predictions": torch.stack(averaged),
+        "predictions": predict(start, found.tensors),
+        "averaged_predictions": predict(start, ema),
     }
 
 
+@torch.no_grad()
+def predict(model, weights):
+    """What a model with these weights makes of `prediction_inputs`."""
+    model.load_state_dict(weights)
+    dtype = next(model.parameters()).dtype
+    return torch.stack([model(inputs.to("cpu", dtype)) for inputs in prediction_inputs()])
+
+
 def prediction_inputs():
-    return [make_pack(100 + i).inputs for i in range(3)]
+    return [pack.inputs for pack in TRIAL.packs(25)[:3]]
 
 
 def relative(value, reference):

@@ -7,19 +7,19 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 
-import layout_reference as reference
 import run_layouts
 import torch
-import torch.distributed as dist
+from layout_reference import TRIAL, reference_training, relative
 from safetensors.torch import load_file, save_file
 
 from parallel.dims import ParallelDims
 from parallel.engine import TrainEngine
 from parallel.optim import AdamWConfig
+from parallel.parity import engine_of, measure_bf16, measure_gradients, write_references
 from parallel.runtime import Grid
-from parallel.shard import is_on_every_stage, shard_of
-from parallel.stage import build_stage, check_replicas, sum_over_stages
+from parallel.stage import build_stage, check_replicas
 
 EXACT, NEAR = 1e-10, 2e-5
 MICROBATCHES, STEPS, SEEDS = 3, 2, 5
@@ -28,21 +28,14 @@ COUNTS = (MICROBATCHES, 2 * MICROBATCHES)
 
 
 def write_reference(folder):
-    """What the dense model makes of the same packs, for ranks that must not trust their own."""
-    notes = {"losses64": {}}
-    for count in COUNTS:
-        loss, gradients = reference.reference_gradients(count)
-        notes["losses64"][str(count)] = loss
-        save_file(gradients, folder / f"gradients_{count}.safetensors")
-    training = reference.reference_training(STEPS)
-    notes |= {name: training[name] for name in ("losses", "norms")}
+    """What plain torch makes of the same packs, for ranks that must not trust their own."""
+    write_references(folder, replace(TRIAL, steps=0), COUNTS, SEEDS)
+    training = reference_training(STEPS)
     for kind in ("master", "ema"):
         save_file(training[kind], folder / f"{kind}.safetensors")
     predictions = {name: training[name] for name in ("predictions", "averaged_predictions")}
     save_file(predictions, folder / "predictions.safetensors")
-    for seed in range(SEEDS):
-        save_file(_seeded_gradients(seed), folder / f"seed_{seed}.safetensors")
-    (folder / "notes.json").write_text(json.dumps(notes))
+    (folder / "notes.json").write_text(json.dumps({name: training[name] for name in ("losses", "norms")}))
 
 
 def sizes():
@@ -53,36 +46,29 @@ def sizes():
 
 def run_alone():
     """A step on one process, which imports what the engines import late."""
-    with Grid(ParallelDims()) as grid, run_layouts.make_engine(grid) as engine:
+    with Grid(ParallelDims()) as grid, engine_of(grid, TRIAL) as engine:
         run_layouts.run_steps(engine, grid, range(1))
 
 
-def parity(grid, folder):
+def parity(dims, folder):
     """Float64 under Megatron's schedule; where that is right, steps with DeepSpeed in float32."""
-    return float64(grid, folder) or steps(grid, folder)
+    return float64(dims, folder) or steps(dims, folder)
 
 
-def float64(grid, folder):
+def float64(dims, folder):
     """Loss and gradients of one global batch."""
-    out = run_layouts.Output()
-    run_layouts.gradients(grid, out, folder, microbatches=MICROBATCHES)
-    count, findings = MICROBATCHES * grid.data_size, Findings()
-    loss = read_notes(folder)["losses64"][str(count)]
-    if out.notes["loss"] is not None:
-        findings.compare("loss", abs(out.notes["loss"] - loss) / loss, "", EXACT)
-    whole = load_file(folder / f"gradients_{count}.safetensors")
-    for piece in out.notes["pieces"]:
-        part, name = out.tensors[piece["name"]], piece["name"]
-        error = (part - cut(whole[name], piece["offset"], part.shape)).norm() / whole[name].norm()
-        findings.compare("gradient", float(error), name, EXACT)
+    findings = Findings()
+    for what, distance in measure_gradients(dims, str(folder), TRIAL, [MICROBATCHES]).items():
+        findings.compare(what, distance.value, distance.what, EXACT)
     return findings.worst()
 
 
-def steps(grid, folder):
+def steps(dims, folder):
     """Losses, norms, weights, their average and what they predict after a few clipped steps; in bf16 the first two."""
     out, findings, expected = run_layouts.Output(), Findings(), read_notes(folder)
-    run_layouts.training(grid, out, folder, steps=STEPS)
-    is_narrow = grid.dims.precision == "bf16"
+    with Grid(dims) as grid:
+        run_layouts.training(grid, out, folder, steps=STEPS)
+    is_narrow = dims.precision == "bf16"
     rows = zip(out.notes["results"], expected["losses"], expected["norms"], strict=True)
     for number, ((loss, norm, skipped), loss_0, norm_0) in enumerate(rows):
         findings.compare("loss", abs(loss - loss_0) / loss_0, f"step {number}", 0.02 if is_narrow else NEAR)
@@ -95,17 +81,17 @@ def steps(grid, folder):
         kind, name = piece["kind"], piece["name"]
         if kind in whole:
             part = out.tensors[f"{kind}/{name}"]
-            error = reference.relative(part, cut(whole[kind][name], piece["offset"], part.shape))
+            error = relative(part, cut(whole[kind][name], piece["offset"], part.shape))
             findings.compare("weights" if kind == "master" else kind, error, name, NEAR)
     for name, predictions in load_file(folder / "predictions.safetensors").items():
-        findings.compare("predictions", reference.relative(out.tensors[name], predictions), name, NEAR)
+        findings.compare("predictions", relative(out.tensors[name], predictions), name, NEAR)
     return findings.worst()
 
 
 def replicas(grid, folder):
     """Weights that are odd on the last rank are refused on every rank: by themselves, by and in an engine."""
     findings, told = Findings(), {}
-    stage, fresh = (build_stage(grid, reference.CONFIG, seed=0) for _ in range(2))
+    stage, fresh = (build_stage(grid, TRIAL.model, seed=0) for _ in range(2))
     spoil(grid, fresh)
     told["check_replicas"] = complaint(
         lambda: check_replicas(grid, dict(fresh.named_parameters()), run_layouts.sharded(fresh))
@@ -152,46 +138,9 @@ def of_the_grid(grid, folder):
     return findings.worst()
 
 
-def bf16(grid, folder):
-    """Squared error, and square, of each shard's first gradient in bf16, for each seed; see `mutants.vector_error`."""
-    stage = build_stage(grid, reference.CONFIG, seed=0)
-    rows = []
-    with TrainEngine(grid, stage, AdamWConfig()) as engine:
-        for seed in range(SEEDS):
-            whole = load_file(folder / f"seed_{seed}.safetensors")
-            rows.append({})
-            for name, gradient in first_gradients(grid, engine, seed).items():
-                shard = shard_of(engine._zero.named[name], grid)
-                part = shard.of(whole[name])
-                squares = [float(x.double().square().sum()) for x in (gradient.double().view_as(part) - part, part)]
-                rows[-1][f"{name} {shard.offset}"] = squares
-            engine._zero.drop_gradients()
-    return rows
-
-
-def first_gradients(grid, engine, seed):
-    """Gradients by name as `TrainEngine.step` hands them to DeepSpeed, and their sum over replicas."""
-    with torch.no_grad():
-        for name, parameter in engine.stage.named_parameters():
-            shard = shard_of(parameter, grid)
-            parameter.copy_(shard.of(reference.random_value(f"{seed}/{name}", shard.global_shape)))
-    packs = reference.step_packs(seed)
-    weight = float(sum(pack.weight_L.sum() for pack in packs))
-    engine._pipeline.forward_backward(run_layouts.mine(packs, grid), scale=1 / weight)
-    gradients = {name: engine._zero.gradient(name) for name in engine._zero.named}
-    sum_over_stages(grid, [g for name, g in gradients.items() if is_on_every_stage(name)])
-    for gradient in gradients.values():
-        dist.all_reduce(gradient, group=grid.replica_group)
-    return gradients
-
-
-def _seeded_gradients(seed):
-    model = reference.dense_model(torch.float64)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(reference.random_value(f"{seed}/{name}", parameter.shape))
-    reference.dense_loss(model, reference.step_packs(seed), torch.float64).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+def bf16(dims, folder):
+    """Distance of the first gradient vector in bf16 from float64's, for each seed."""
+    return measure_bf16(dims, str(folder), TRIAL, SEEDS)
 
 
 class Findings:
@@ -219,4 +168,20 @@ def read_notes(folder):
     return json.loads((folder / "notes.json").read_text())
 
 
-CHECKS = {"parity": parity, "steps": steps, "replicas": replicas, "grid": of_the_grid, "bf16": bf16}
+def on_a_grid(check):
+    """A check of dims from one of their grid."""
+
+    def checked(dims, folder):
+        with Grid(dims) as grid:
+            return check(grid, folder)
+
+    return checked
+
+
+CHECKS = {
+    "parity": parity,
+    "steps": steps,
+    "replicas": on_a_grid(replicas),
+    "grid": on_a_grid(of_the_grid),
+    "bf16": bf16,
+}

@@ -150,15 +150,12 @@ def check_as(job, fault, rank, size, folder):
     torch.set_num_threads(1)
     if fault:
         sys.meta_path.insert(0, fault)
-    checks, layouts, runtime, dims = map(
-        importlib.import_module, ("mutant_checks", "run_layouts", "parallel.runtime", "parallel.dims")
-    )
+    checks, layouts, dims = map(importlib.import_module, ("mutant_checks", "run_layouts", "parallel.dims"))
     assert fault is None or sys.modules[job.mutant.module].__loader__ is fault, "the fault is not in place"
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=GLOO_S))
-    with runtime.Grid(dims.ParallelDims(**layouts.LAYOUTS[job.layout])) as grid:
-        findings = checks.CHECKS[job.check](grid, folder.parent / "reference")
-        dist.barrier()
+    findings = checks.CHECKS[job.check](dims.ParallelDims(**layouts.LAYOUTS[job.layout]), folder.parent / "reference")
+    dist.barrier()
     return findings
 
 

@@ -41,7 +41,7 @@ def rows_of(results):
     """What is printed of each result: name, layout, and what caught it or None."""
     single = next(result for result in results if result["layout"] == "single_bf16")
     assert not single["error"], single["error"]
-    limit = BF16_SLACK * vector_error(single["findings"])
+    limit = BF16_SLACK * bf16_distance(single)
     return [{"name": r["name"], "layout": r["layout"], "caught_by": caught_by(r, limit)} for r in results]
 
 
@@ -53,7 +53,7 @@ def caught_by(result, bf16_limit):
     if result["died_of"]:
         return "not done in time" if result["died_of"] == "SIGALRM" else f"died of {result['died_of']}"
     if result["check"] == "bf16":
-        error = vector_error(result["findings"])
+        error = bf16_distance(result)
         return f"bf16 gradient vector {error:.1e}, limit {bf16_limit:.1e}" if error > bf16_limit else None
     worst = {}
     for what, value, where in (finding for rank in result["findings"] for finding in rank):
@@ -67,16 +67,9 @@ def in_words(what, value, where):
     return " ".join(filter(None, [what, f"{value:.1e}" if math.isfinite(value) else "", f"({where})" if where else ""]))
 
 
-def vector_error(ranks):
-    """Relative error of the whole gradient vector, median over seeds; of copies of a shard, the worst counts."""
-    errors = []
-    for shards_of_ranks in zip(*ranks, strict=True):
-        shards = {}
-        for key, (error, square) in (item for shards_of_rank in shards_of_ranks for item in shards_of_rank.items()):
-            shards[key] = max(error, shards.get(key, (0.0, 0.0))[0]), square
-        error, square = (sum(column) for column in zip(*shards.values(), strict=True))
-        errors.append(math.sqrt(error / square))
-    return statistics.median(errors)
+def bf16_distance(result):
+    """Of the gradient vector from float64's, the same on all ranks; median over seeds."""
+    return statistics.median(result["findings"][0])
 
 
 def table(rows):

@@ -12,10 +12,10 @@ import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import layout_reference as reference
 import torch
 import torch.distributed as dist
 from held_bytes import memory
+from layout_reference import EMA, MORE_STEPS, TRIAL, prediction_inputs, read_ranks
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch._C._distributed_c10d import _dump_fr_trace_json
@@ -25,10 +25,11 @@ from parallel.dims import ParallelDims
 from parallel.engine import TrainEngine
 from parallel.hang import hangs_told
 from parallel.optim import AdamWConfig
+from parallel.parity import engine_of, mine
 from parallel.pipeline import Pipeline
 from parallel.runtime import Grid
-from parallel.shard import is_on_every_stage, is_sharded, shard_of
-from parallel.stage import build_stage, check_replicas, sum_over_stages
+from parallel.shard import is_sharded
+from parallel.stage import build_stage, check_replicas
 from parallel.tensor import MegatronLayers
 from parallel.worlds import Worlds
 
@@ -95,72 +96,35 @@ def sharded(stage):
     return {name for name, parameter in stage.named_parameters() if is_sharded(parameter)}
 
 
-def fill(stage, grid):
-    with torch.no_grad():
-        for name, parameter in stage.named_parameters():
-            shard = shard_of(parameter, grid)
-            parameter.copy_(shard.of(reference.random_value(name, shard.global_shape)))
-
-
-def mine(packs, grid):
-    share = len(packs) // grid.data_size
-    return packs[grid.data_rank * share : (grid.data_rank + 1) * share]
-
-
-def gradients(grid, out, folder, *, microbatches):
-    """Loss and gradients in float64 under the schedule alone."""
-    stage = build_stage(grid, reference.CONFIG, seed=0).double()
-    fill(stage, grid)
-    check_replicas(grid, dict(stage.named_parameters()), sharded(stage))
-    packs = reference.step_packs(0, count=microbatches * grid.data_size)
-    weight = float(sum(pack.weight_L.sum() for pack in packs))
-    loss = Pipeline(grid, stage).forward_backward(mine(packs, grid), scale=1 / weight)
-    loss = torch.tensor(loss, dtype=torch.float64)
-    dist.all_reduce(loss, group=grid.replica_group)
-    named = dict(stage.named_parameters())
-    sum_over_stages(grid, [p.grad for name, p in named.items() if is_on_every_stage(name)])
-    for name, parameter in named.items():
-        dist.all_reduce(parameter.grad, group=grid.replica_group)
-        out.tensors[name] = parameter.grad
-        out.notes["pieces"].append({"name": name, "offset": shard_of(parameter, grid).offset})
-    out.notes["loss"] = float(loss) if grid.is_last_stage else None
-
-
-def training(grid, out, folder, *, steps=reference.STEPS):
+def training(grid, out, folder, *, steps=TRIAL.steps):
     """Steps with DeepSpeed, then predictions with the weights and with their average."""
-    with make_engine(grid) as engine:
+    with engine_of(grid, TRIAL) as engine:
         out.notes["results"] = run_steps(engine, grid, range(steps))
         out.notes["deterministic"] = torch.are_deterministic_algorithms_enabled()
         out.notes["adam_steps"] = engine.adam_steps
-        inputs = reference.prediction_inputs()
+        inputs = prediction_inputs()
         out.tensors["predictions"] = torch.stack(engine.predict(inputs)).float()
         with engine.ema_weights():
             out.tensors["averaged_predictions"] = torch.stack(engine.predict(inputs)).float()
         assert torch.equal(torch.stack(engine.predict(inputs)).float(), out.tensors["predictions"])
         engine.check_replicas()
         out.add_pieces(engine.pieces())
-        if grid.dims.precision == "fp32" and steps == reference.STEPS:
-            out.notes["more_results"] = run_steps(engine, grid, range(steps, steps + reference.MORE_STEPS))
-
-
-def make_engine(grid):
-    stage = build_stage(grid, reference.CONFIG, seed=0)
-    fill(stage, grid)
-    return TrainEngine(grid, stage, AdamWConfig(**reference.ADAM))
+        if grid.dims.precision == "fp32" and steps == TRIAL.steps:
+            out.notes["more_results"] = run_steps(engine, grid, range(steps, steps + MORE_STEPS))
 
 
 def run_steps(engine, grid, steps):
     rows = []
     for step in steps:
-        result = engine.step(mine(reference.step_packs(step), grid), lr=reference.LR)
-        engine.update_ema(reference.EMA)
+        result = engine.step(mine(TRIAL.packs(step), grid), lr=TRIAL.lr)
+        engine.update_ema(EMA)
         rows.append([result.loss, result.grad_norm, result.skipped])
     return rows
 
 
 def resumed(grid, out, folder, *, source):
     """Load what another layout saved, write it again, go on training."""
-    saved = reference.read_ranks(folder.parent / source)
+    saved = read_ranks(folder.parent / source)
     paths = [folder.parent / source / f"rank{rank}.safetensors" for rank in range(len(saved))]
 
     def read(kind, name, offset, shape):
@@ -174,12 +138,12 @@ def resumed(grid, out, folder, *, source):
         assert not whole.isnan().any()
         return whole
 
-    with make_engine(grid) as engine:
+    with engine_of(grid, TRIAL) as engine:
         engine.load(read, adam_steps=saved[0][1]["adam_steps"])
         out.notes["adam_steps"] = engine.adam_steps
         out.add_pieces(engine.pieces())
-        out.tensors["predictions"] = torch.stack(engine.predict(reference.prediction_inputs()))
-        steps = range(reference.STEPS, reference.STEPS + reference.MORE_STEPS)
+        out.tensors["predictions"] = torch.stack(engine.predict(prediction_inputs()))
+        steps = range(TRIAL.steps, TRIAL.steps + MORE_STEPS)
         out.notes["more_results"] = run_steps(engine, grid, steps)
 
 
@@ -194,7 +158,7 @@ def paste(whole, offset, part, part_offset):
 
 def initial(grid, out, folder):
     """A run at step 0: the pieces of a fresh engine, and what one rank must not be told about the others."""
-    with TrainEngine(grid, build_stage(grid, reference.CONFIG, seed=7), AdamWConfig()) as engine:
+    with TrainEngine(grid, build_stage(grid, TRIAL.model, seed=7), AdamWConfig()) as engine:
         out.notes["adam_steps"] = engine.adam_steps
         out.add_pieces(engine.pieces(("master", "exp_avg")))
     out.notes["gathered"] = grid.gather_objects({"rank": grid.rank, "text": "é" * grid.rank})
@@ -234,22 +198,22 @@ def hang(grid, out, folder):
 
 def not_finite(grid, out, folder):
     """A bad loss, then a bad gradient on one rank, then a step without loss, then a good step."""
-    with make_engine(grid) as engine:
+    with engine_of(grid, TRIAL) as engine:
         run_steps(engine, grid, range(2))
         before = [tensor.detach().clone() for tensor in (*engine.stage.parameters(), *engine._zero.masters)]
 
-        packs = mine(reference.step_packs(2), grid)
+        packs = mine(TRIAL.packs(2), grid)
         if grid.data_rank == grid.data_size - 1:
             packs[0].target_LP[3, 1] = float("nan")
-        bad_loss = engine.step(packs, lr=reference.LR)
+        bad_loss = engine.step(packs, lr=TRIAL.lr)
 
-        packs = mine(reference.step_packs(2), grid)
+        packs = mine(TRIAL.packs(2), grid)
         with infinite_gradient(engine, grid) if grid.rank == grid.world_size - 1 else nullcontext():
-            bad_gradient = engine.step(packs, lr=reference.LR)
+            bad_gradient = engine.step(packs, lr=TRIAL.lr)
 
         for pack in packs:
             pack.weight_L.zero_()
-        no_loss = engine.step(packs, lr=reference.LR)
+        no_loss = engine.step(packs, lr=TRIAL.lr)
 
         after = (*engine.stage.parameters(), *engine._zero.masters)
         out.notes["unchanged"] = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -276,7 +240,7 @@ def infinite_gradient(engine, grid):
 
 def unequal_replicas(grid, out, folder):
     """The check for equal replicas names the parameter that is not."""
-    stage = build_stage(grid, reference.CONFIG, seed=0)
+    stage = build_stage(grid, TRIAL.model, seed=0)
     if grid.rank == grid.world_size - 1:
         with torch.no_grad():
             stage.conditioning.time_in.bias[2] += 1e-3
@@ -308,8 +272,8 @@ def exchanges(grid, out, folder):
 
 def refusals(grid, out, folder):
     """Packs that do not fit the layout."""
-    stage = build_stage(grid, reference.CONFIG, seed=0)
-    inputs = reference.make_pack(1).inputs
+    stage = build_stage(grid, TRIAL.model, seed=0)
+    inputs = TRIAL.packs(0)[1].inputs
     shorter = {"patch_LP": inputs.patch_LP[:-1], "position_L3": inputs.position_L3[:-1]}
     odd = type(inputs)(**{**vars(inputs), **shorter})
     try:
@@ -320,8 +284,8 @@ def refusals(grid, out, folder):
 
 def missing_gradients(grid, out, folder):
     """The accessor finds gradients after a backward pass, and none before it or after they were dropped."""
-    with make_engine(grid) as engine:
-        packs, name = mine(reference.step_packs(0), grid), "conditioning.time_in.weight"
+    with engine_of(grid, TRIAL) as engine:
+        packs, name = mine(TRIAL.packs(0), grid), "conditioning.time_in.weight"
         found = []
         for action in (lambda: None, lambda: engine.accumulate(packs, scale=1.0), engine._zero.drop_gradients):
             action()
@@ -334,7 +298,7 @@ def missing_gradients(grid, out, folder):
 
 def many_steps(grid, out, folder, *, steps):
     """Long enough for copies to part that are not kept together; the engine refuses them when they do."""
-    with make_engine(grid) as engine:
+    with engine_of(grid, TRIAL) as engine:
         run_steps(engine, grid, range(steps))
         engine.check_replicas()
         out.notes["adam_steps"] = engine.adam_steps

@@ -5,7 +5,7 @@ from math import prod
 
 import pytest
 import torch.distributed as dist
-from layout_reference import CONFIG, TOKENS, read_ranks
+from layout_reference import CONFIG, TRIAL, read_ranks
 from run_layouts import LAYOUTS, MEASURED
 
 from model.dit import DiTConfig
@@ -34,7 +34,7 @@ def test_bytes_are_those_that_real_ranks_hold(layouts, name):
             assert {rank["held"][kind] for rank in ranks} == {getattr(report.lasting, kind)}, kind
         assert 0 <= max(rank["held"]["rest"] for rank in ranks) - report.lasting.gradients <= SCALARS
         assert {rank["start"] - report.start for rank in ranks} <= {0, 1}, "a flag of ZeRO-3's"
-        stream = TOKENS // dims.stream_shards * CONFIG.dim * dims.dtype.itemsize
+        stream = TRIAL.tokens_per_pack // dims.stream_shards * CONFIG.dim * dims.dtype.itemsize
         gathered = stream * dims.tensor if dims.shards_sequence else 0
         assert {rank["held"]["gathering"] for rank in ranks} == {gathered}
         # What each stage received last, and its gradient: let go in the next step.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from collective_sites import all_sites, is_covered
 from mutant_runs import NO_FAULT
-from mutants import MUTANTS, is_as_it_should, table, vector_error
+from mutants import MUTANTS, is_as_it_should, table
 from run_layouts import LAYOUTS
 
 HERE = Path(__file__).parent
@@ -66,11 +66,3 @@ def test_mutants_are_named_and_their_text_is_a_program():
     assert {mutant.layout for mutant in MUTANTS} <= LAYOUTS.keys()
     for mutant in MUTANTS:
         compile(mutant.text(), mutant.file, "exec")
-
-
-def test_error_of_a_vector_takes_the_worst_copy_and_the_median_seed():
-    ranks = [
-        [{"a": [1.0, 4.0], "b": [0.0, 12.0]}, {"a": [0.0, 1.0]}, {"a": [9.0, 1.0]}],
-        [{"a": [4.0, 4.0]}, {"a": [0.0, 1.0]}, {"a": [0.0, 1.0]}],
-    ]
-    assert vector_error(ranks) == 0.5  # of 0.5, 0 and 3

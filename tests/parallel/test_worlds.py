@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from parallel.worlds import WorldFailed, Worlds
+from tests.fresh import in_a_fresh_interpreter
 
 
 def total_of_ranks(factor):
@@ -29,6 +30,7 @@ def vanish():
     os._exit(7)
 
 
+@in_a_fresh_interpreter
 def test_worlds_of_several_sizes_follow_one_another_in_the_same_processes():
     with Worlds(3) as worlds:
         for size, total in ((3, 60.0), (1, 10.0), (2, 30.0), (3, 60.0)):
@@ -38,6 +40,7 @@ def test_worlds_of_several_sizes_follow_one_another_in_the_same_processes():
     assert not any(process.is_alive() for process in worlds._processes)
 
 
+@in_a_fresh_interpreter
 def test_what_a_rank_raises_reaches_the_caller_at_once():
     started = time.monotonic()
     with pytest.raises(WorldFailed, match=r"(?s)rank 1: .*ValueError: rank 1 will not"), Worlds(2) as worlds:
@@ -46,6 +49,7 @@ def test_what_a_rank_raises_reaches_the_caller_at_once():
     assert not any(process.is_alive() for process in worlds._processes)
 
 
+@in_a_fresh_interpreter
 def test_a_process_that_ends_is_noticed():
     with pytest.raises(WorldFailed, match="rank 0: the process ended without a word"), Worlds(1) as worlds:
         worlds.run(1, vanish)

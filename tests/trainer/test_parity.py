@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 
 from parallel import parity
 from parallel.dims import ParallelDims
+from tests.fresh import in_a_fresh_interpreter
 from trainer import parity as command
 from trainer.compose import parse_layout, to_dataclass
 
@@ -65,6 +66,7 @@ def test_a_layout_in_words():
     )
 
 
+@in_a_fresh_interpreter
 def test_layouts_that_differ_or_fail_are_told_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
     """The processes are forked from here, and take what is broken here with them."""
     real = parity._sum_of_shares
