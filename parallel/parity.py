@@ -79,7 +79,7 @@ def measure_gradients(dims: ParallelDims, folder: str, trial: Trial, microbatche
             for parameter in dit.parameters():
                 dist.all_reduce(_gradient(parameter), group=grid.replica_group)
             found = {name: _gradient(p) for name, p in dit.named_parameters()}
-            label = f"{number} packs"
+            label = f"{number} {'pack' if number == 1 else 'packs'}"
             reference = _read(folder, f"gradients_{total}")
             losses.append(_of_number(_sum_of_shares(share, grid), reference["losses"][0], label))
             gradients.append(_compare_shards(folder, f"gradients_{total}", found, dit, grid, label))

@@ -76,6 +76,21 @@ class ParityConfig:
     """A file for the table in JSON."""
     timeout_s: float = 600.0
 
+    def __post_init__(self) -> None:
+        for name, example in (("layouts", '["tensor=2"]'), ("microbatches", "[1,2,3]")):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: none are given, such as {name}={example}")
+        if min(self.microbatches) < 1:
+            raise ValueError(f"microbatches={list(self.microbatches)}: each must be at least 1")
+        for name, least in (("tokens_per_pack", 1), ("packs_per_step", 1), ("steps", 0), ("bf16_seeds", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name in ("lr", "timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        if self.report is not None and not Path(self.report).absolute().parent.is_dir():
+            raise ValueError(f"report={self.report}: there is no such folder to write it into")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -185,9 +200,8 @@ def open_worlds(config: ParityConfig, needed: int) -> Worlds:
     return Worlds(needed, timeout_s=config.timeout_s)
 
 
-def compare(config: ParityConfig) -> Iterator[Row]:
+def compare(config: ParityConfig, layouts: dict[str, ParallelDims]) -> Iterator[Row]:
     """Rows as they are found; a layout that fails ends the processes, and the next gets new ones."""
-    layouts = legal_layouts(config)
     needed = max(world_size(dims) for dims in layouts.values())
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tessera-parity-"))
@@ -206,18 +220,13 @@ def compare(config: ParityConfig) -> Iterator[Row]:
 def run(config: ParityConfig) -> int:
     """Compare and print; returns the exit code."""
     Launch.require_single("trainer.parity")
-    for name, example in (("layouts", '["tensor=2"]'), ("microbatches", "[1,2,3]")):
-        if not getattr(config, name):
-            raise ValueError(f"{name}: none are given, such as {name}={example}")
-    if config.report is not None and not Path(config.report).absolute().parent.is_dir():
-        raise ValueError(f"report={config.report}: there is no such folder to write it into")
-    widths = [max(34, *map(len, config.layouts)), 16, 56, 16, 16, 48, 22]
-    print(_line(["layout", *TOLERANCES, "verdict"], widths), flush=True)
+    layouts = legal_layouts(config)
+    widths = [max(24, *map(len, config.layouts)), *(max(8, len(name)) for name in TOLERANCES), 7, 0]
+    print(_line(["layout", *TOLERANCES, "verdict", "worst gradient; worst weight"], widths), flush=True)
     rows = []
-    for row in compare(config):
+    for row in compare(config, layouts):
         rows.append(row)
-        cells = [str(row.distances.get(name, "")) for name in TOLERANCES]
-        print(_line([row.layout or "one process", *cells, row.verdict], widths), flush=True)
+        print(_line(_cells(row), widths), flush=True)
     if config.report is not None:
         Path(config.report).write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
     different = [row.layout for row in rows if not row.is_equal]
@@ -225,8 +234,15 @@ def run(config: ParityConfig) -> int:
     return EXIT_DIFFERENT if different else 0
 
 
+def _cells(row: Row) -> list[str]:
+    found = row.distances
+    numbers = [f"{found[name].value:.2g}" if name in found else "" for name in TOLERANCES]
+    worst = "; ".join(found[name].what for name in ("gradient", "weight") if name in found)
+    return [row.layout or "one process", *numbers, row.verdict, worst]
+
+
 def _line(cells: list[str], widths: list[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, [*widths, 0], strict=True)).rstrip()
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 @user_errors

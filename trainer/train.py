@@ -115,7 +115,8 @@ def run(config: TrainConfig) -> int:
                 metrics=metrics,
             )
             seconds = grid.warm_up()
-            metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
+            if grid.world_size > 1:
+                metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
             metrics.exit_code = train(parts, progress, stop)
             return metrics.exit_code
 

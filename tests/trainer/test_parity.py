@@ -27,6 +27,9 @@ def config(*overrides):
         (['layouts=["tensr=2"]'], r"tensr is no setting: did you mean tensor\?"),
         (['layouts=["tensor"]'], r"tensor=null must be a whole number"),
         (["report=nowhere/table.json"], r"report=nowhere/table.json: there is no such folder"),
+        (["steps=-1"], r"steps=-1 must be at least 0"),
+        (["timeout_s=0"], r"timeout_s=0.0 must be above 0"),
+        (["microbatches=[0]"], r"microbatches=\[0\]: each must be at least 1"),
         (["microbatches=[]"], r"microbatches: none are given, such as microbatches=\[1,2,3\]"),
         (
             ['layouts=["pipeline=2 virtual_pipeline=2"]', "microbatches=[1]"],
