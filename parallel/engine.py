@@ -65,7 +65,7 @@ class TrainEngine:
         if weight == 0:
             return StepResult(loss=0.0, grad_norm=0.0, skipped=True)
         # DeepSpeed averages over the replicas; the factor makes that a sum.
-        share, gradients = self.accumulate(microbatches, scale=self.grid.replica_size / weight)
+        share, gradients = self._accumulate(microbatches, scale=self.grid.replica_size / weight)
         loss, is_finite = self._agree(share / self.grid.replica_size, list(gradients.values()))
         if not is_finite:
             self._zero.drop_gradients()
@@ -73,7 +73,7 @@ class TrainEngine:
         norm = self._zero.step(lr)
         return StepResult(loss=loss, grad_norm=norm, skipped=not math.isfinite(norm))
 
-    def accumulate(self, microbatches: Sequence[Microbatch], *, scale: float) -> tuple[float, dict[str, Tensor]]:
+    def _accumulate(self, microbatches: Sequence[Microbatch], *, scale: float) -> tuple[float, dict[str, Tensor]]:
         """Add up the gradients of `scale` times the loss over this replica's share; no update.
 
         Returns that share of the loss, and the gradients DeepSpeed will reduce over the replicas: complete over tensor

@@ -99,14 +99,8 @@ def measure_training(dims: ParallelDims, folder: str, trial: Trial) -> dict[str,
             losses.append(_of_number(result.loss, reference["losses"][step], f"step {step + 1}"))
             norms.append(_of_number(result.grad_norm, reference["norms"][step], f"step {step + 1}"))
         engine.check_replicas()
-        squares: dict[str, float] = {}
-        for piece in engine.pieces(["master"]):
-            right = _rectangle(folder, TRAINING, piece.name, piece.offset, tuple(piece.tensor.shape))
-            squares[piece.name] = squares.get(piece.name, 0.0) + _square(piece.tensor.cpu(), right)
-        ranks = grid.gather_objects(squares)
-    totals = {name: sum(rank.get(name, 0.0) for rank in ranks) for rank in ranks for name in rank}
-    assert set(totals) == set(reference["squares"]), "a parameter is missing"
-    weights = (_relative(total, reference["squares"][name], name) for name, total in totals.items())
+        squares = _piece_squares(folder, TRAINING, engine, "master")
+    weights = (_relative(square, reference["squares"][name], name) for name, square in squares.items())
     return {
         "loss in training": Distance.worst(losses),
         "global norm": Distance.worst(norms),
@@ -115,17 +109,20 @@ def measure_training(dims: ParallelDims, folder: str, trial: Trial) -> dict[str,
 
 
 def measure_bf16(dims: ParallelDims, folder: str, trial: Trial, seeds: int) -> list[float]:
-    """Distance of the whole first gradient vector in bf16 from float64's, for each seed."""
+    """Distance of the whole first gradient vector in bf16 from float64's, for each seed.
+
+    The gradient is that which reached the optimizer, under any ZeRO stage: AdamW's first moment after one step that
+    clips nothing is the gradient times (1 - beta1).
+    """
     distances = []
+    optim = replace(trial.optim, clip_norm=math.inf)
     with Grid(replace(dims, precision="bf16")) as grid:
         for seed in range(seeds):
-            packs, name = _seeded(trial, seed).packs(0), f"seed_{seed}"
-            with engine_of(grid, _seeded(trial, seed)) as engine:
-                _, gradients = engine.accumulate(mine(packs, grid), scale=1 / weight_of(packs))
-                for gradient in gradients.values():
-                    dist.all_reduce(gradient, group=grid.replica_group)
-                squares = _shard_squares(folder, name, gradients, engine.stage, grid)
-            whole = sum(_read(folder, name)["squares"].values())
+            seeded = replace(_seeded(trial, seed), optim=optim)
+            with engine_of(grid, seeded) as engine:
+                engine.step(mine(seeded.packs(0), grid), lr=trial.lr)
+                squares = _piece_squares(folder, f"seed_{seed}", engine, "exp_avg", scale=1 / (1 - optim.beta1))
+            whole = sum(_read(folder, f"seed_{seed}")["squares"].values())
             distances.append((sum(squares.values()) / whole) ** 0.5)
     return distances
 
@@ -170,18 +167,30 @@ def _compare_shards(
     return Distance.worst(_relative(square, right[name], f"{name}, {label}") for name, square in squares.items())
 
 
+def _piece_squares(folder: str, reference: str, engine: TrainEngine, kind: str, scale: float = 1.0) -> dict[str, float]:
+    """Squared distance of each logical tensor of the optimizer's state, times `scale`, over all ranks' pieces."""
+    here: dict[str, float] = {}
+    for piece in engine.pieces([kind]):
+        right = _rectangle(folder, reference, piece.name, piece.offset, tuple(piece.tensor.shape))
+        here[piece.name] = here.get(piece.name, 0.0) + _square(piece.tensor.cpu() * scale, right)
+    ranks = engine.grid.gather_objects(here)
+    totals = {name: sum(rank.get(name, 0.0) for rank in ranks) for rank in ranks for name in rank}
+    assert set(totals) == set(_read(folder, reference)["squares"]), "a parameter is missing"
+    return totals
+
+
 def _shard_squares(
     folder: str, reference: str, found: dict[str, Tensor], dit: VideoDiT, grid: Grid
 ) -> dict[str, float]:
     """Squared distance of each logical tensor: summed over the tensor ranks that share it, the worst of its copies."""
-    mine = {}
+    here = {}
     for name, parameter in dit.named_parameters():
         shard = shard_of(parameter, grid)
         right = _rectangle(folder, reference, name, shard.offset, shard.shape)
-        mine[name] = [_square(found[name].detach().cpu(), right), is_sharded(parameter)]
+        here[name] = [_square(found[name].detach().cpu(), right), is_sharded(parameter)]
     place = [grid.tensor_rank, grid.pipeline_rank, grid.replica_rank]
     copies: dict[str, dict[tuple[int, int, int], float]] = {}
-    for (tensor_rank, stage, replica), squares in grid.gather_objects([place, mine]):
+    for (tensor_rank, stage, replica), squares in grid.gather_objects([place, here]):
         for name, (square, sharded) in squares.items():
             # Shards of one tensor are added up under one key; copies of one are kept apart.
             key = (-1 if sharded else tensor_rank, stage, replica)

@@ -4,8 +4,8 @@
     python -m trainer.parity model=demo 'layouts=["tensor=2", "tensor=2 pipeline=2", "data=2 zero_stage=3"]'
 
 Each layout is compared with plain torch in one process: loss and every gradient in float64 under Megatron's schedule,
-then loss, global norm and weights over some steps with DeepSpeed in float32, then the first gradient in bf16 (ZeRO-1).
-It starts the processes it needs, on this machine.
+then loss, global norm and weights over some steps with DeepSpeed in float32, then (but for ZeRO-0) the first gradient
+in bf16. It starts the processes it needs, on this machine.
 """
 
 import json
@@ -139,7 +139,7 @@ class Comparison:
         found = dict(self._measure(dims, measure_gradients, wide, legal))
         if self.config.steps:
             found |= self._measure(dims, measure_training, wide)
-        if self.config.bf16_seeds and dims.zero_stage == 1:
+        if self.config.bf16_seeds and dims.zero_stage > 0:
             found["bf16"] = Distance(value=self._bf16_ratio(dims), what="x one process")
         wrong = [name for name, distance in found.items() if not distance.value <= TOLERANCES[name]]
         verdict = f"DIFFERS: {wrong[0]} {found[wrong[0]]}" if wrong else "equal"

@@ -287,7 +287,7 @@ def missing_gradients(grid, out, folder):
     with engine_of(grid, TRIAL) as engine:
         packs, name = mine(TRIAL.packs(0), grid), "conditioning.time_in.weight"
         found = []
-        for action in (lambda: None, lambda: engine.accumulate(packs, scale=1.0), engine._zero.drop_gradients):
+        for action in (lambda: None, lambda: engine._accumulate(packs, scale=1.0), engine._zero.drop_gradients):
             action()
             try:
                 found.append(bool(engine._zero.gradient(name).any()))
