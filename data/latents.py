@@ -4,13 +4,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from zlib import crc32
 
 import safetensors.torch
 import torch
+import xxhash
 from torch import Tensor
 
-from data.manifest import MEMBERS, NULL_TEXT_NAME, SCHEMA, Identity, write_manifest
+from data.manifest import NULL_TEXT_NAME, Identity, write_manifest
+from data.rows import MEMBERS, SCHEMA
 from data.shards import Member, ShardInfo, ShardWriter, check_key, write_bytes
 from data.split import Split
 
@@ -40,6 +41,8 @@ class EncodedSample:
     captions: dict[str, str]
     source: str
     split: Split
+    fps: float
+    """Of the frames that were encoded."""
     meta: dict[str, Any]
 
 
@@ -99,7 +102,7 @@ class LatentWriter:
         row: dict[str, Any] = {"key": sample.key, "shard": writer.name, "source": sample.source, "split": sample.split}
         row |= {"video_tokens": tokens, "text_tokens": max(len(text) for text in sample.text.values())}
         row |= dict(zip(("grid_t", "grid_h", "grid_w"), sample.latent_CTHW.shape[1:], strict=True))
-        row |= {"modality": modality, "bucket": bucket} | _places(places)
+        row |= {"fps": sample.fps, "modality": modality, "bucket": bucket} | _places(places)
         for name, column in self._columns.items():
             column.append(row[name])
         if writer.count >= self.config.samples_per_shard:
@@ -115,7 +118,12 @@ class LatentWriter:
         for name, tensor in (latent | text).items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"not finite: {name} has NaN or Inf as {self.config.dtype}")
-        meta = sample.meta | {"captions": sample.captions, "source": sample.source, "split": sample.split}
+        meta = sample.meta | {
+            "fps": sample.fps,
+            "captions": sample.captions,
+            "source": sample.source,
+            "split": sample.split,
+        }
         return {
             MEMBERS["json"]: json.dumps(meta).encode(),
             MEMBERS["latent"]: safetensors.torch.save(latent),
@@ -141,7 +149,7 @@ class LatentWriter:
             self._close(bucket)
         null = safetensors.torch.save({"text": null_text.detach().cpu().to(DTYPES[self.config.dtype]).contiguous()})
         write_bytes(self.folder / NULL_TEXT_NAME, null)
-        whole = Identity(patch_size=self.patch_size, null_text_crc32=crc32(null), **identity)
+        whole = Identity(patch_size=self.patch_size, null_text_xxh3=xxhash.xxh3_64_intdigest(null), **identity)
         shards = sorted(self.shards, key=lambda shard: shard.name)
         return write_manifest(self.folder, self._columns, identity=whole, shards=shards)
 
@@ -158,5 +166,5 @@ def _places(places: dict[str, Member]) -> dict[str, int]:
     row: dict[str, int] = {}
     for member, extension in MEMBERS.items():
         place = places[extension]
-        row |= {f"{member}_offset": place.offset, f"{member}_size": place.size, f"{member}_crc32": place.crc32}
+        row |= {f"{member}_offset": place.offset, f"{member}_size": place.size, f"{member}_xxh3": place.xxh3}
     return row

@@ -7,17 +7,22 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Any
-from zlib import crc32
 
 import safetensors
 import safetensors.torch
 import torch
+import xxhash
 from torch import Tensor
 
-from data.manifest import MEMBERS, Manifest
+from data.balance import imbalance
+from data.curriculum import Curriculum
+from data.manifest import Manifest
+from data.mixture import DataSet
 from data.pack import PackPlan, PlannedPack, Position
+from data.rows import MEMBERS
 
 _OPEN_FILES = 64
 _POLL_S = 0.1
@@ -29,7 +34,7 @@ class Sample:
 
     key: str
     index: int
-    """Row of the manifest."""
+    """Row of the data set."""
     latent_shape: tuple[int, int, int, int]
     """(C, T, H, W), from the manifest."""
     latent_CTHW: Tensor | None
@@ -39,6 +44,8 @@ class Sample:
     captions: dict[str, str]
     source: str
     video_tokens: int
+    fps: float
+    """Of the frames that were encoded."""
     bucket: str
 
     @property
@@ -47,21 +54,22 @@ class Sample:
 
 
 class SampleReader:
-    """Reads samples of one manifest by row, checking every byte it hands out.
+    """Reads samples of a data set by row, checking every byte it hands out.
 
     Without `latents` the samples have none, and their bytes are not read.
     """
 
-    def __init__(self, manifest: Manifest, *, latents: bool = True) -> None:
-        self.manifest = manifest
+    def __init__(self, data: DataSet | Manifest, *, latents: bool = True) -> None:
+        self.data = DataSet.of(data) if isinstance(data, Manifest) else data
         self._wanted = tuple(member for member in MEMBERS if latents or member != "latent")
         self._files: OrderedDict[str, int] = OrderedDict()
 
     def read(self, row: int, *, caption_kind: str | None = None) -> Sample:
         """One sample; only one caption's embedding if a kind is named. ValueError names shard and key."""
-        place = self.manifest.row(row)
-        where = f"{self.manifest.folder / place['shard']}: sample {place['key']}"
-        members = self._members(place, where)
+        manifest, own_row = self.data.place(row)
+        place = manifest.row(own_row)
+        where = f"{manifest.storage.where(place['shard'])}: sample {place['key']}"
+        members = self._members(manifest, place, where)
         latent_CTHW = None
         try:
             if "latent" in members:
@@ -70,7 +78,7 @@ class SampleReader:
             captions = json.loads(members["json"])["captions"]
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where} cannot be read ({error!r}): encode the clips again") from error
-        shape = (self.manifest.identity.latent_channels, place["grid_t"], place["grid_h"], place["grid_w"])
+        shape = (manifest.identity.latent_channels, place["grid_t"], place["grid_h"], place["grid_w"])
         if latent_CTHW is not None:
             _check_latent(latent_CTHW, shape, where)
         if caption_kind is not None:
@@ -86,37 +94,41 @@ class SampleReader:
             captions=captions,
             source=place["source"],
             video_tokens=place["video_tokens"],
+            fps=place["fps"],
             bucket=place["bucket"],
         )
 
-    def _members(self, place: dict[str, Any], where: str) -> dict[str, bytes]:
+    def _members(self, manifest: Manifest, place: dict[str, Any], where: str) -> dict[str, bytes]:
         """The bytes of the wanted members, neighbours by one read, each checked against the manifest."""
         members = {}
         for run in _neighbours(place, self._wanted):
             first = place[f"{run[0]}_offset"]
             end = place[f"{run[-1]}_offset"] + place[f"{run[-1]}_size"]
             try:
-                data = os.pread(self._file(place["shard"]), end - first, first)
+                data = self._bytes(manifest, place["shard"], first, end)
             except OSError as error:
-                raise ValueError(f"{where} cannot be read ({error.strerror}): restore the shard") from error
+                raise ValueError(f"{where} cannot be read ({error.strerror or error}): restore the shard") from error
             for member in run:
                 start = place[f"{member}_offset"] - first
                 members[member] = data[start : start + place[f"{member}_size"]]
         for member, content in members.items():
-            if crc32(content) != place[f"{member}_crc32"]:
+            if xxhash.xxh3_64_intdigest(content) != place[f"{member}_xxh3"]:
                 raise ValueError(
                     f"{where}: its {member} is damaged (wrong checksum): restore the shard, or encode the clips again"
                 )
         return members
 
-    def _file(self, shard: str) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
+    def _bytes(self, manifest: Manifest, shard: str, start: int, end: int) -> bytes:
+        if not manifest.storage.is_local:
+            return manifest.storage.read(shard, start, end)
+        path = manifest.storage.where(shard)
+        if path in self._files:
+            self._files.move_to_end(path)
         else:
             if len(self._files) >= _OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = os.open(self.manifest.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
-        return self._files[shard]
+            self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(self._files[path], end - start, start)
 
     def close(self) -> None:
         """Close all shards."""
@@ -153,7 +165,7 @@ def read_sample(manifest: Manifest, row: int, caption_kind: str | None = None) -
 
 @dataclass(frozen=True, kw_only=True)
 class RankShare:
-    """What of each step one rank reads: packs r, r + n, ... for data rank r of n, with or without their latents."""
+    """What of each step one rank reads: the r-th of n equal parts of its packs, with or without their latents."""
 
     data_rank: int = 0
     data_size: int = 1
@@ -178,6 +190,8 @@ class StepData:
     """Tokens of every pack of the step, padding not counted."""
     token_budget: int
     """Tokens that all packs of the step could hold."""
+    imbalance: float
+    """Work of the busiest data rank over the mean, at least 1."""
 
 
 class Loader(Iterator[StepData]):
@@ -188,7 +202,7 @@ class Loader(Iterator[StepData]):
 
     def __init__(
         self,
-        plan: PackPlan,
+        plan: Curriculum | PackPlan,
         *,
         start: Position | None = None,
         packs_per_step: int,
@@ -203,8 +217,9 @@ class Loader(Iterator[StepData]):
                 f"data.packs_per_step={packs_per_step} must be a multiple of the {ranks} data-parallel ranks: "
                 f"take {max(1, round(packs_per_step / ranks)) * ranks}"
             )
-        self.plan, self.packs_per_step = plan, packs_per_step
-        self._reader = SampleReader(plan.manifest, latents=self.share.latents)
+        self.plan = Curriculum([plan]) if isinstance(plan, PackPlan) else plan
+        self.packs_per_step, self._data = packs_per_step, self.plan.plans[0].data
+        self._reader = SampleReader(self._data, latents=self.share.latents)
         self._cache = _SampleCache(cache_bytes)
         self._queue: queue.Queue[StepData | Exception] = queue.Queue(maxsize=max(1, prefetch_steps))
         self._stop = threading.Event()
@@ -256,15 +271,21 @@ class Loader(Iterator[StepData]):
 
     def _read_step(self, position: Position) -> StepData:
         planned, after = self.plan.step(position, self.packs_per_step)
-        mine = planned[self.share.data_rank :: self.share.data_size]
+        share = self.packs_per_step // self.share.data_size
+        mine = planned[self.share.data_rank * share : (self.share.data_rank + 1) * share]
         return StepData(
             position_after=after,
             packs=tuple(self._read_pack(pack) for pack in mine),
             epochs=tuple(pack.epoch for pack in mine),
-            keys=tuple(tuple(self.plan.manifest.keys(list(pack.rows))) for pack in planned),
-            video_tokens=sum(self.plan.tokens(pack) for pack in planned),
-            token_budget=self.packs_per_step * self.plan.tokens_per_pack,
+            keys=self._keys(planned),
+            video_tokens=sum(pack.video_tokens for pack in planned),
+            token_budget=self.packs_per_step * self.plan.plans[0].tokens_per_pack,
+            imbalance=imbalance([pack.cost for pack in planned], self.share.data_size),
         )
+
+    def _keys(self, packs: list[PlannedPack]) -> tuple[tuple[str, ...], ...]:
+        keys = iter(self._data.keys([row for pack in packs for row in pack.rows]))
+        return tuple(tuple(islice(keys, len(pack.rows))) for pack in packs)
 
     def _read_pack(self, pack: PlannedPack) -> tuple[Sample, ...]:
         samples = []

@@ -1,52 +1,36 @@
-"""The manifest: one row per stored sample, so that tokens, places and checksums are known before anything is read."""
+"""The manifest: one row per stored sample, so that tokens, places and checksums are known before anything is read.
+
+Opening one reads a few numbers per shard; rows are read where they are needed. Rows lie in chunks: neighbours in one
+shard, bucket and split, which the order of an epoch shuffles as one.
+"""
 
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pyarrow
 import pyarrow.compute
-import pyarrow.parquet
-import safetensors
 import safetensors.torch
+import xxhash
 from torch import Tensor
 
+from data.rows import SCHEMA, Column, Rows, digests_of, write_rows
 from data.shards import ShardInfo
-from data.split import Split
+from data.split import SPLITS, Split
+from data.storage import Storage
 
 FILE_NAME = "manifest.parquet"
 NULL_TEXT_NAME = "null_text.safetensors"
-SCHEMA_VERSION = 1
-MEMBERS = {"json": "json", "latent": "latent.safetensors", "text": "text.safetensors"}
-"""Member of a sample -> its extension in the tar."""
-
-_TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
-SCHEMA = pyarrow.schema(
-    [
-        ("key", pyarrow.string()),
-        ("shard", _TEXT),
-        *((f"{member}_offset", pyarrow.int64()) for member in MEMBERS),
-        *((f"{member}_size", pyarrow.int64()) for member in MEMBERS),
-        *((f"{member}_crc32", pyarrow.uint32()) for member in MEMBERS),
-        ("grid_t", pyarrow.int32()),  # latent frames, rows and columns, before patching
-        ("grid_h", pyarrow.int32()),
-        ("grid_w", pyarrow.int32()),
-        ("video_tokens", pyarrow.int32()),  # after patching
-        ("text_tokens", pyarrow.int32()),  # of the longest caption
-        ("modality", _TEXT),
-        ("source", pyarrow.string()),
-        ("split", _TEXT),
-        ("bucket", _TEXT),
-    ]
-)
+SCHEMA_VERSION = 2
 _METADATA_KEY = b"tessera"
 _HASH_KEY = b"tessera.hash"
+_AGAIN = "encode the clips again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +43,45 @@ class Identity:
     """Hash of the text encoder and its settings."""
     inputs: str
     """Hash of everything the shards were made from: the same inputs need not be encoded again."""
-    fps: float
+    fps: float | None
+    """The rate all clips were resampled to; None where each keeps its own."""
     strides: tuple[int, int, int]
     patch_size: tuple[int, int, int]
     latent_channels: int
     text_dim: int
     caption_kinds: tuple[str, ...]
-    null_text_crc32: int
+    null_text_xxh3: int
     schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks:
+    """Neighbouring rows of one shard, bucket and split: a number each for every chunk."""
+
+    first: np.ndarray
+    count: np.ndarray
+    shard: np.ndarray
+    """Index into the manifest's shards."""
+    bucket: np.ndarray
+    """Index into the manifest's bucket names."""
+    split: np.ndarray
+    """Index into `SPLITS`."""
+    video_tokens: np.ndarray
+    """Of all rows."""
+    least_tokens: np.ndarray
+    most_tokens: np.ndarray
+    """Of one row."""
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @classmethod
+    def of(cls, columns: dict[str, list[int]]) -> "Chunks":
+        return cls(**{name: np.asarray(values, dtype=np.int64) for name, values in columns.items()})
+
+    def take(self, which: np.ndarray) -> "Chunks":
+        """Some of them, by index or by mask."""
+        return Chunks(**{name: values[which] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,87 +96,109 @@ class BucketSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Rows of one data set, or of one split of it. `hash` names exactly these rows."""
+    """Rows of one data set, or of one split of it; rows keep their numbers. `hash` names exactly these rows."""
 
-    folder: Path
-    table: pyarrow.Table
+    storage: Storage
+    rows: Rows
     identity: Identity
     shards: tuple[ShardInfo, ...]
+    bucket_names: tuple[str, ...]
+    chunks: Chunks
     hash: str
 
     @classmethod
-    def read(cls, folder: str | Path) -> "Manifest":
-        """Read and verify; ValueError where it is missing, damaged or of another schema, or a shard's size is off."""
-        folder = Path(folder)
-        path = folder / FILE_NAME
-        if not path.is_file():
-            raise ValueError(f"{folder} has no {FILE_NAME}: make latent shards with `python -m trainer.encode` first")
+    def read(cls, folder: str | Path, *, check_shards: bool = True) -> "Manifest":
+        """Open and verify; ValueError where it is missing, damaged or of another schema, or a shard's size is off."""
+        storage = folder if isinstance(folder, Storage) else Storage(folder)
+        where = storage.where(FILE_NAME)
+        if not storage.exists(FILE_NAME):
+            raise ValueError(
+                f"{storage.root} has no {FILE_NAME}: make latent shards with `python -m trainer.encode` first"
+            )
+        rows = Rows(storage.open(FILE_NAME), where)
         try:
-            table = pyarrow.parquet.read_table(path)
-            metadata = table.schema.metadata
-            described, stored_hash = json.loads(metadata[_METADATA_KEY]), metadata[_HASH_KEY].decode()
-        except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): encode the clips again") from error
-        if described["identity"]["schema_version"] != SCHEMA_VERSION or not table.schema.equals(SCHEMA):
-            raise ValueError(f"{path} has another schema than version {SCHEMA_VERSION}: encode the clips again")
-        identity, shards = _parse(described)
-        if content_hash(table, described) != stored_hash:
-            raise ValueError(f"{path} does not match its own hash {stored_hash[:12]}: it was changed; encode again")
-        _check_shards(folder, shards)
-        return cls(folder=folder, table=table, identity=identity, shards=shards, hash=stored_hash)
+            described, stored_hash = json.loads(rows.metadata[_METADATA_KEY]), rows.metadata[_HASH_KEY].decode()
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{where} cannot be read ({error!r}): {_AGAIN}") from error
+        if described["identity"]["schema_version"] != SCHEMA_VERSION or not rows.has_schema:
+            raise ValueError(f"{where} has another schema than version {SCHEMA_VERSION}: {_AGAIN}")
+        if _hash(described) != stored_hash:
+            raise ValueError(f"{where} does not match its own hash {stored_hash[:12]}: it was changed; encode again")
+        chunks = Chunks.of(described["chunks"])
+        if int(chunks.count.sum()) != len(rows):
+            raise ValueError(f"{where} has {len(rows)} rows, not those it was written with: {_AGAIN}")
+        rows.expect(described["digests"])
+        shards = tuple(ShardInfo(**shard) for shard in described["shards"])
+        if check_shards:
+            _check_shards(storage, shards)
+        return cls(
+            storage=storage,
+            rows=rows,
+            identity=_identity(described["identity"]),
+            shards=shards,
+            bucket_names=tuple(described["buckets"]),
+            chunks=chunks,
+            hash=stored_hash,
+        )
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return int(self.chunks.count.sum())
+
+    @property
+    def folder(self) -> str:
+        """Where it lies."""
+        return self.storage.root
 
     @cached_property
-    def video_tokens(self) -> np.ndarray:
-        """int32, tokens of each row after patching."""
-        return self.table["video_tokens"].to_numpy()
+    def row_numbers(self) -> np.ndarray:
+        """int64, all rows; for data sets that are looked at as a whole."""
+        first, count = self.chunks.first, self.chunks.count
+        return np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
 
-    @cached_property
-    def shard_of_row(self) -> np.ndarray:
-        """int32, index into the shard names in order of first appearance."""
-        encoded = self.table["shard"].combine_chunks()
-        indices = encoded.indices if isinstance(encoded, pyarrow.DictionaryArray) else encoded.chunk(0).indices
-        _, first, inverse = np.unique(indices.to_numpy(), return_index=True, return_inverse=True)
-        order = np.empty(len(first), dtype=np.int32)
-        order[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
-        return order[inverse]
+    def column(self, name: str, rows: np.ndarray | Sequence[int] | None = None) -> Column:
+        """A column at the given rows, or at all."""
+        return self.rows.column(name, self.row_numbers if rows is None else rows)
+
+    def keys(self, rows: np.ndarray | Sequence[int] | None = None) -> list[str]:
+        """Sample keys of the given rows, or of all."""
+        return self.column("key", rows).tolist()
+
+    def row(self, row: int) -> dict[str, Any]:
+        """All columns of one row."""
+        return self.rows.row(row)
 
     def buckets(self) -> dict[str, BucketSize]:
-        """Buckets by name. Shards and bytes are of whole shards, whatever rows of them this manifest has."""
-        plain = self.table.select(["video_tokens"]).append_column("bucket", self.table["bucket"].cast(pyarrow.string()))
-        sums = plain.group_by("bucket").aggregate([("video_tokens", "sum"), ("video_tokens", "count")]).to_pylist()
-        shards: dict[str, list[int]] = {}
-        for shard in self.shards:
-            shards.setdefault(shard.name.rpartition("/")[0], []).append(shard.bytes)
-        return {
-            row["bucket"]: BucketSize(
-                samples=row["video_tokens_count"],
-                tokens=row["video_tokens_sum"],
-                shards=len(shards[row["bucket"]]),
-                bytes=sum(shards[row["bucket"]]),
+        """Buckets by name. Bytes are of whole shards, whatever rows of them this manifest has."""
+        sizes = {}
+        for number in np.unique(self.chunks.bucket):
+            chunks = self.chunks.take(self.chunks.bucket == number)
+            shards = np.unique(chunks.shard)
+            sizes[self.bucket_names[number]] = BucketSize(
+                samples=int(chunks.count.sum()),
+                tokens=int(chunks.video_tokens.sum()),
+                shards=len(shards),
+                bytes=sum(self.shards[shard].bytes for shard in shards),
             )
-            for row in sorted(sums, key=lambda row: row["bucket"])
-        }
-
-    def keys(self, rows: list[int] | None = None) -> list[str]:
-        """Sample keys of the given rows, or of all."""
-        column = self.table["key"] if rows is None else self.table["key"].take(pyarrow.array(rows, pyarrow.int64()))
-        return column.to_pylist()
-
-    def row(self, index: int) -> dict[str, Any]:
-        """All columns of one row."""
-        return self.table.slice(index, 1).to_pylist()[0]
+        return dict(sorted(sizes.items()))
 
     def select(self, split: Split) -> "Manifest":
         """Only the rows of one split."""
-        kept = self.table.filter(pyarrow.compute.equal(self.table["split"].cast(pyarrow.string()), split))
-        return replace(self, table=kept, hash=_derived(self.hash, f"split={split}"))
+        kept = self.chunks.take(self.chunks.split == SPLITS.index(split))
+        return replace(self, chunks=kept, hash=_derived(self.hash, f"split={split}"))
 
     def head(self, samples: int) -> "Manifest":
         """Only the first rows."""
-        return replace(self, table=self.table.slice(0, samples), hash=_derived(self.hash, f"head={samples}"))
+        before = np.cumsum(self.chunks.count) - self.chunks.count
+        kept = self.chunks.take(before < samples)
+        if len(kept):
+            kept.count[-1] = min(kept.count[-1], samples - before[len(kept) - 1])
+            tokens = self.column("video_tokens", range(kept.first[-1], kept.first[-1] + kept.count[-1]))
+            kept.video_tokens[-1], kept.least_tokens[-1], kept.most_tokens[-1] = (
+                tokens.sum(),
+                tokens.min(),
+                tokens.max(),
+            )
+        return replace(self, chunks=kept, hash=_derived(self.hash, f"head={samples}"))
 
     def require_identity(
         self, *, codec: str | None = None, text: str | None = None, patch_size: tuple[int, int, int] | None = None
@@ -185,62 +222,90 @@ class Manifest:
 
     def null_text(self) -> Tensor:
         """Embedding of the empty caption `[n, E]` float32, for guidance."""
-        path = self.folder / NULL_TEXT_NAME
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: encode the clips again")
-        data = path.read_bytes()
-        if crc32(data) != self.identity.null_text_crc32:
-            raise ValueError(f"{path} is damaged (wrong checksum): encode the clips again")
+        where = self.storage.where(NULL_TEXT_NAME)
+        if not self.storage.exists(NULL_TEXT_NAME):
+            raise ValueError(f"{where} is missing: {_AGAIN}")
+        data = self.storage.read(NULL_TEXT_NAME)
+        if xxhash.xxh3_64_intdigest(data) != self.identity.null_text_xxh3:
+            raise ValueError(f"{where} is damaged (wrong checksum): {_AGAIN}")
         return safetensors.torch.load(data)["text"].float()
 
 
 def write_manifest(folder: Path, columns: dict[str, list[Any]], *, identity: Identity, shards: list[ShardInfo]) -> str:
-    """Write the manifest of finished shards, in any folder; returns its content hash."""
-    table = pyarrow.table(columns, schema=SCHEMA)
-    described = {"identity": asdict(identity), "shards": [asdict(shard) for shard in shards]}
+    """Write the manifest of finished shards, in any folder; returns its content hash.
+
+    Rows may come in any order; they are stored by split, bucket, shard and place.
+    """
+    names = ("split", "bucket", "shard", "latent_offset")
+    plain = pyarrow.table({name: columns[name] for name in names})
+    order = pyarrow.compute.sort_indices(plain, sort_keys=[(name, "ascending") for name in names])
+    table = pyarrow.table(columns, schema=SCHEMA).take(order)
+    buckets = sorted(set(columns["bucket"]))
+    described = {
+        "identity": asdict(identity),
+        "shards": [asdict(shard) for shard in shards],
+        "buckets": buckets,
+        "chunks": _cut(table, [shard.name for shard in shards], buckets),
+        "digests": digests_of(table),
+    }
     # Through JSON, so that the hash is over what a reader will see.
     described = json.loads(json.dumps(described))
-    digest = content_hash(table, described)
-    metadata = {_METADATA_KEY: json.dumps(described).encode(), _HASH_KEY: digest.encode()}
+    metadata = {_METADATA_KEY: json.dumps(described).encode(), _HASH_KEY: _hash(described).encode()}
     with open(folder / FILE_NAME, "xb") as file:
-        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), file)
+        write_rows(table.replace_schema_metadata(metadata), file)
         file.flush()
         os.fsync(file.fileno())
-    return digest
+    return _hash(described)
 
 
-def content_hash(table: pyarrow.Table, described: dict[str, Any]) -> str:
-    """sha256 over the description and every column, whatever the Parquet encoding and chunking."""
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for name in SCHEMA.names:
-        digest.update(f"\n{name}\n".encode())
-        for batch in table.select([name]).to_batches(max_chunksize=1 << 16):
-            column = batch.column(0)
-            if pyarrow.types.is_integer(column.type):
-                digest.update(column.to_numpy().astype("<i8").tobytes())
-            else:
-                digest.update("".join(f"{len(text)}:{text}" for text in column.to_pylist()).encode())
-    return digest.hexdigest()
+def _cut(table: pyarrow.Table, shards: list[str], buckets: list[str]) -> dict[str, list[int]]:
+    """The chunks of sorted rows, by column."""
+    numbers = {
+        "split": _numbers(table["split"], list(SPLITS)),
+        "bucket": _numbers(table["bucket"], buckets),
+        "shard": _numbers(table["shard"], shards),
+    }
+    tokens = table["video_tokens"].to_numpy().astype(np.int64)
+    changes = np.any([values[1:] != values[:-1] for values in numbers.values()], axis=0)
+    first = np.flatnonzero(np.concatenate([[True], changes]))
+    return {
+        "first": first.tolist(),
+        "count": np.diff(np.append(first, len(table))).tolist(),
+        **{name: values[first].tolist() for name, values in numbers.items()},
+        "video_tokens": np.add.reduceat(tokens, first).tolist(),
+        "least_tokens": np.minimum.reduceat(tokens, first).tolist(),
+        "most_tokens": np.maximum.reduceat(tokens, first).tolist(),
+    }
+
+
+def _numbers(column: pyarrow.ChunkedArray, names: list[str]) -> np.ndarray:
+    return pyarrow.compute.index_in(column.cast(pyarrow.string()), pyarrow.array(names)).to_numpy()
+
+
+def _identity(described: dict[str, Any]) -> Identity:
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in described.items()
+    }
+    return Identity(**fields)
+
+
+def _hash(described: dict[str, Any]) -> str:
+    """Names the rows by what their columns hash to, and all that is said about them."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _derived(parent: str, what: str) -> str:
     return hashlib.sha256(f"{parent} {what}".encode()).hexdigest()
 
 
-def _parse(described: dict[str, Any]) -> tuple[Identity, tuple[ShardInfo, ...]]:
-    fields: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in described["identity"].items()
-    }
-    return Identity(**fields), tuple(ShardInfo(**shard) for shard in described["shards"])
-
-
-def _check_shards(folder: Path, shards: tuple[ShardInfo, ...]) -> None:
+def _check_shards(storage: Storage, shards: tuple[ShardInfo, ...]) -> None:
+    sizes = storage.sizes([shard.name for shard in shards])
     for shard in shards:
-        path = folder / shard.name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing, though {FILE_NAME} lists it: restore it, or encode the clips again")
-        if path.stat().st_size != shard.bytes:
+        where, size = storage.where(shard.name), sizes[shard.name]
+        if size is None:
+            raise ValueError(f"{where} is missing, though {FILE_NAME} lists it: restore it, or {_AGAIN}")
+        if size != shard.bytes:
             raise ValueError(
-                f"{path} has {path.stat().st_size} bytes, though {FILE_NAME} says {shard.bytes}: "
-                "it was cut off or changed; restore it, or encode the clips again"
+                f"{where} has {size} bytes, though {FILE_NAME} says {shard.bytes}: "
+                f"it was cut off or changed; restore it, or {_AGAIN}"
             )

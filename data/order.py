@@ -1,65 +1,129 @@
-"""The order of samples in an epoch: a pure function of (seed, manifest, window), one window at a time.
+"""The order of samples in an epoch: a pure function of (seed, what there is, window), one window at a time.
 
-A window is a few whole shards, drawn in a shuffled order of all shards until it holds `window` samples; its samples
-are shuffled together. Cost and memory of one window do not grow with the data set, except for one number per shard.
+What is shuffled are pieces: a few neighbouring rows of one shard, so that reads stay sequential. Each bucket's pieces
+are shuffled and spread evenly over the epoch; a window is the next pieces that together hold `window` samples, and its
+samples are shuffled. So every window is a fair sample of the data set, and cost and memory of a window do not grow
+with the data set, but for a few numbers a piece.
 """
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 
+PIECES_PER_WINDOW = 32
+LEAST_PIECE = 8
+_UNIT = 1 << 32
 
-def keyed_permutation(length: int, *key: int | str) -> np.ndarray:
-    """A permutation of `range(length)` that depends on `key` alone.
 
-    Sorts the raw stream of a counter-based generator, which numpy keeps fixed over its versions (NEP 19), unlike
+def keyed_words(length: int, *key: int | str) -> np.ndarray:
+    """Random uint64 words that depend on `key` alone.
+
+    The raw stream of a counter-based generator, which numpy keeps fixed over its versions (NEP 19), unlike
     `Generator.permutation`.
     """
     digest = hashlib.sha256("\x1f".join(f"{type(part).__name__}:{part}" for part in key).encode()).digest()
-    words = np.random.Philox(key=int.from_bytes(digest[:16], "big")).random_raw(length)
-    return np.argsort(words, kind="stable")
+    return np.random.Philox(key=int.from_bytes(digest[:16], "big")).random_raw(length)
+
+
+def keyed_permutation(length: int, *key: int | str) -> np.ndarray:
+    """A permutation of `range(length)` that depends on `key` alone."""
+    return np.argsort(keyed_words(length, *key), kind="stable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretches:
+    """What there is to be ordered: runs of rows, with a bucket and a weight each. Arrays of one length."""
+
+    first: np.ndarray
+    count: np.ndarray
+    bucket: np.ndarray
+    """Numbers; rows of one bucket are spread evenly."""
+    weight: np.ndarray
+    """How often each row comes in an epoch, on average."""
 
 
 class EpochOrder:
-    """Windows of row indices for any epoch. `shard_of_row` is sorted by shard or not; rows keep their numbers."""
+    """Windows of row numbers for any epoch."""
 
-    def __init__(self, shard_of_row: np.ndarray, *, seed: int, identity: str, window: int) -> None:
-        """`identity` is the hash of the manifest and of the settings that shape the order."""
+    def __init__(self, stretches: Stretches, *, seed: int, identity: str, window: int) -> None:
+        """`identity` is the hash of the data and of the settings that shape the order. Weights must be above 0."""
         if window < 1:
             raise ValueError(f"data.window={window} must be at least 1")
-        assert len(shard_of_row) > 0
+        assert len(stretches.first) > 0 and bool((stretches.weight > 0).all())
         self.seed, self.identity, self.window = seed, identity, window
-        self._rows = np.argsort(shard_of_row, kind="stable")
-        counts = np.bincount(shard_of_row)
-        self._ends = np.cumsum(counts)
-        self._starts = self._ends - counts
-        self._windows: tuple[int, list[np.ndarray]] = (-1, [])
+        self._pieces = _cut(stretches, max(LEAST_PIECE, window // PIECES_PER_WINDOW))
+        self._epoch, self._order, self._ends = -1, np.empty(0, np.int64), np.empty(0, np.int64)
 
     def num_windows(self, epoch: int) -> int:
-        """Windows of an epoch; it varies a little where shards differ in length."""
-        return len(self._shard_windows(epoch))
+        """Windows of an epoch; it varies a little where pieces differ in length."""
+        self._turn_to(epoch)
+        return len(self._ends)
 
     def rows(self, epoch: int, window: int) -> np.ndarray:
-        """Row indices of one window of an epoch, in order."""
-        shards = self._shard_windows(epoch)[window]
-        rows = np.concatenate([self._rows[self._starts[s] : self._ends[s]] for s in shards])
+        """Row numbers of one window of an epoch, in order; a row of weight above 1 may come more than once."""
+        self._turn_to(epoch)
+        start = self._ends[window - 1] if window else 0
+        pieces = self._order[start : self._ends[window]]
+        first, count = self._pieces.first[pieces], self._pieces.count[pieces]
+        rows = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
+        weights = self._pieces.weight[pieces]
+        if bool((weights != 1).any()):
+            rows = np.repeat(rows, self._copies(pieces, epoch))
         return rows[keyed_permutation(len(rows), "samples", self.seed, self.identity, epoch, window)]
 
-    def _shard_windows(self, epoch: int) -> list[np.ndarray]:
-        """Shards of each window of an epoch; the last epoch asked for is kept."""
-        if self._windows[0] != epoch:
-            shards = keyed_permutation(len(self._ends), "shards", self.seed, self.identity, epoch)
-            counts = (self._ends - self._starts)[shards]
-            self._windows = (epoch, np.split(shards, _window_ends(counts, self.window)[:-1]))
-        return self._windows[1]
+    def _copies(self, pieces: np.ndarray, epoch: int) -> np.ndarray:
+        """How often each row of these pieces comes in this epoch: after e epochs within 1 of e times its weight."""
+        copies = []
+        for piece in pieces.tolist():
+            weight = float(self._pieces.weight[piece])
+            words = keyed_words(int(self._pieces.count[piece]), "copies", self.seed, self.identity, piece)
+            phase = (words >> np.uint64(32)) / _UNIT
+            copies.append(np.floor(weight * (epoch + 1) + phase) - np.floor(weight * epoch + phase))
+        return np.concatenate(copies).astype(np.int64)
+
+    def _turn_to(self, epoch: int) -> None:
+        """Order the pieces of an epoch; the last epoch asked for is kept."""
+        if self._epoch == epoch:
+            return
+        words = keyed_words(len(self._pieces.first), "pieces", self.seed, self.identity, epoch)
+        self._order = _spread(self._pieces.bucket, words)
+        sizes = (self._pieces.count * self._pieces.weight)[self._order]
+        self._ends, self._epoch = _window_ends(np.cumsum(sizes), self.window), epoch
 
 
-def _window_ends(counts: np.ndarray, window: int) -> list[int]:
+def _cut(stretches: Stretches, longest: int) -> Stretches:
+    """The stretches in pieces of at most `longest` rows."""
+    pieces = -(-stretches.count // longest)
+    of = np.repeat(np.arange(len(pieces)), pieces)
+    number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    first = stretches.first[of] + number * longest
+    return Stretches(
+        first=first,
+        count=np.minimum(longest, stretches.first[of] + stretches.count[of] - first),
+        bucket=stretches.bucket[of],
+        weight=stretches.weight[of],
+    )
+
+
+def _spread(bucket: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """An order of pieces: each bucket's shuffled, and at even distances from the first to the last.
+
+    Piece j of n of a bucket lands somewhere in the j-th of n equal parts of the epoch.
+    """
+    within = np.lexsort((words, bucket))
+    counts = np.bincount(bucket)
+    rank = np.arange(len(bucket)) - np.repeat(np.cumsum(counts) - counts, counts)
+    jitter = (words[within] & np.uint64(_UNIT - 1)) / _UNIT
+    return within[np.argsort((rank + jitter) / np.repeat(counts, counts), kind="stable")]
+
+
+def _window_ends(totals: np.ndarray, window: int) -> np.ndarray:
     """Close a window as soon as it holds `window` samples; the last one may hold fewer."""
-    totals = np.cumsum(counts)
-    ends, done = [], 0
-    while done < totals[-1]:
-        end = int(np.searchsorted(totals, done + window))
-        ends.append(min(end + 1, len(counts)))
-        done = int(totals[ends[-1] - 1])
-    return ends
+    ends: list[int] = []
+    done = 0.0
+    while not ends or ends[-1] < len(totals):
+        end = min(int(np.searchsorted(totals, done + window)) + 1, len(totals))
+        ends.append(end)
+        done = float(totals[end - 1])
+    return np.asarray(ends, dtype=np.int64)

@@ -1,12 +1,14 @@
 """Packs: samples laid end to end up to a token budget, planned window by window without reading anything."""
 
+import bisect
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.manifest import Manifest
+from data.balance import PackCost, balanced_order
+from data.mixture import DataSet, MixConfig, mix_hash
 from data.order import EpochOrder, keyed_permutation
 
 _WINDOW_STRIDE = 1 << 20
@@ -21,6 +23,11 @@ class Position:
     epoch: int = 0
     pack: int = 0
     """A cursor, not a count: window * 2^20 + pack inside the window, so that resuming replays nothing."""
+    stage: int = 0
+    """Of the curriculum; each begins with an epoch 0 of its own."""
+    step: int = 0
+    tokens: int = 0
+    """Steps and video tokens before this position, by which a curriculum goes on."""
 
     @property
     def window(self) -> int:
@@ -34,38 +41,48 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPack:
-    """Samples of one pack (rows of the manifest), and the epoch they are drawn in."""
+    """Samples of one pack (rows of the data set), and the epoch they are drawn in."""
 
     epoch: int
     rows: tuple[int, ...]
+    video_tokens: int
+    cost: float
 
 
 class PackPlan:
-    """Which samples are in which pack, for ever: epoch after epoch, each sample exactly once in each.
+    """Which samples are in which pack, for ever: epoch after epoch, each as often as its weight says.
 
-    A pure function of (manifest, seed, tokens_per_pack, window); knows nothing of ranks.
+    A pure function of (data set, seed, tokens_per_pack, window, mixture); knows nothing of ranks.
     """
 
-    def __init__(self, manifest: Manifest, *, seed: int, tokens_per_pack: int, window: int = 4096) -> None:
-        if len(manifest) == 0:
-            raise ValueError(f"{manifest.folder} has no sample in this split: encode more clips, or change the split")
-        self.manifest, self.seed, self.tokens_per_pack = manifest, seed, tokens_per_pack
-        self._tokens = manifest.video_tokens
-        largest = int(np.argmax(self._tokens))
-        if self._tokens[largest] > tokens_per_pack:
-            too_long = int((self._tokens > tokens_per_pack).sum())
-            raise ValueError(
-                f"sample {manifest.keys([largest])[0]} has {self._tokens[largest]} tokens, above "
-                f"data.tokens_per_pack={tokens_per_pack} (so have {too_long} of {len(manifest)} samples): raise it to "
-                f"at least {self._tokens[largest]}, or encode with clip.max_tokens={tokens_per_pack}"
-            )
-        self.settings_hash = hashlib.sha256(f"first-fit {tokens_per_pack=} {window=}".encode()).hexdigest()
-        self._identity = f"{manifest.hash} {self.settings_hash}"
-        self._order = EpochOrder(manifest.shard_of_row, seed=seed, identity=self._identity, window=window)
-        self._windows: OrderedDict[tuple[int, int], list[tuple[int, ...]]] = OrderedDict()
+    def __init__(
+        self,
+        data: DataSet,
+        *,
+        seed: int,
+        tokens_per_pack: int,
+        window: int = 4096,
+        mix: MixConfig | None = None,
+        cost: PackCost | None = None,
+    ) -> None:
+        """ValueError where there is no sample, or one that no pack can hold."""
+        if len(data) == 0:
+            raise ValueError(f"{data.where} has no sample in this split: encode more clips, or change the split")
+        self.data, self.seed, self.tokens_per_pack = data, seed, tokens_per_pack
+        self.mix, self.cost = mix or MixConfig(), cost or PackCost()
+        if self.mix.max_tokens is None or self.mix.max_tokens > tokens_per_pack:
+            _require_room(data, tokens_per_pack)
+        shaping = f"best-fit {tokens_per_pack=} {window=} {mix_hash(self.mix)}"
+        self.settings_hash = hashlib.sha256(shaping.encode()).hexdigest()
+        self._identity = f"{data.hash} {self.settings_hash}"
+        self._order = EpochOrder(data.stretches(self.mix), seed=seed, identity=self._identity, window=window)
+        self._windows: OrderedDict[tuple[int, int], list[PlannedPack]] = OrderedDict()
 
     def step(self, position: Position, packs_per_step: int) -> tuple[list[PlannedPack], Position]:
-        """The next `packs_per_step` packs and the position after them. A step may run over the end of an epoch."""
+        """The next `packs_per_step` packs and the position after them. A step may run over the end of an epoch.
+
+        Equal parts of the packs in order cost about the same; see `data.balance`.
+        """
         packs: list[PlannedPack] = []
         epoch, window, index = position.epoch, position.window, position.index
         while len(packs) < packs_per_step:
@@ -73,15 +90,22 @@ class PackPlan:
             if index > len(here):
                 raise ValueError(f"{position} is not a position of this data plan: was it saved with another one?")
             take = here[index : index + packs_per_step - len(packs)]
-            packs += [PlannedPack(epoch=epoch, rows=rows) for rows in take]
+            packs += take
             index += len(take)
             if index == len(here):
                 window, index = window + 1, 0
             if window == self._order.num_windows(epoch):
                 epoch, window = epoch + 1, 0
-        return packs, Position(epoch=epoch, pack=window * _WINDOW_STRIDE + index)
+        after = replace(
+            position,
+            epoch=epoch,
+            pack=window * _WINDOW_STRIDE + index,
+            step=position.step + 1,
+            tokens=position.tokens + sum(pack.video_tokens for pack in packs),
+        )
+        return [packs[number] for number in balanced_order([pack.cost for pack in packs])], after
 
-    def window_packs(self, epoch: int, window: int) -> list[tuple[int, ...]]:
+    def window_packs(self, epoch: int, window: int) -> list[PlannedPack]:
         """All packs of one window, in the order they are trained on; the last few windows are kept."""
         if window >= self._order.num_windows(epoch):
             raise ValueError(
@@ -89,39 +113,63 @@ class PackPlan:
                 "of this data plan: was it saved with another one?"
             )
         if (epoch, window) not in self._windows:
-            rows = self._order.rows(epoch, window)
-            packs = first_fit(self._tokens[rows], self.tokens_per_pack)
-            shuffled = keyed_permutation(len(packs), "packs", self.seed, self._identity, epoch, window)
-            self._windows[epoch, window] = [tuple(int(row) for row in rows[packs[p]]) for p in shuffled]
+            self._windows[epoch, window] = self._plan_window(epoch, window)
             while len(self._windows) > _WINDOWS_KEPT:
                 self._windows.popitem(last=False)
         return self._windows[epoch, window]
 
-    def tokens(self, pack: PlannedPack) -> int:
-        """Tokens of a pack, padding not counted."""
-        return int(self._tokens[list(pack.rows)].sum())
+    def _plan_window(self, epoch: int, window: int) -> list[PlannedPack]:
+        rows = self._order.rows(epoch, window)
+        tokens = self.data.column("video_tokens", rows)
+        if self.mix.max_tokens is not None:
+            rows, tokens = rows[tokens <= self.mix.max_tokens], tokens[tokens <= self.mix.max_tokens]
+        text = self.data.column("text_tokens", rows)
+        packs = best_fit(tokens, self.tokens_per_pack)
+        shuffled = keyed_permutation(len(packs), "packs", self.seed, self._identity, epoch, window)
+        return [
+            PlannedPack(
+                epoch=epoch,
+                rows=tuple(rows[items].tolist()),
+                video_tokens=int(tokens[items].sum()),
+                cost=self.cost.of(tokens[items], text[items]),
+            )
+            for items in (packs[number] for number in shuffled)
+        ]
 
     def packs_in_epoch(self, epoch: int = 0) -> int:
         """Number of packs of a whole epoch; plans all of it."""
         return sum(len(self.window_packs(epoch, window)) for window in range(self._order.num_windows(epoch)))
 
 
-def first_fit(tokens: np.ndarray, budget: int) -> list[list[int]]:
-    """Put each item, in order, into the first pack that has room for it; returns item indices per pack."""
+def _require_room(data: DataSet, tokens_per_pack: int) -> None:
+    """ValueError naming the largest sample that no pack can hold."""
+    for manifest in data.manifests:
+        chunks = manifest.chunks.take(manifest.chunks.most_tokens > tokens_per_pack)
+        if not len(chunks):
+            continue
+        rows = np.concatenate([np.arange(f, f + n) for f, n in zip(chunks.first, chunks.count, strict=True)])
+        tokens = manifest.column("video_tokens", rows)
+        largest = int(tokens.argmax())
+        raise ValueError(
+            f"sample {manifest.keys([rows[largest]])[0]} has {tokens[largest]} tokens, above "
+            f"data.tokens_per_pack={tokens_per_pack} (so have {int((tokens > tokens_per_pack).sum())} of "
+            f"{len(manifest)} samples in {manifest.folder}): raise it to at least {tokens[largest]}, encode with "
+            f"clip.max_tokens={tokens_per_pack}, or leave them out with data.mix.max_tokens={tokens_per_pack}"
+        )
+
+
+def best_fit(tokens: np.ndarray, budget: int) -> list[list[int]]:
+    """Put each item, largest first, into the fullest pack that has room for it; returns item indices per pack."""
+    sizes = tokens.tolist()
     packs: list[list[int]] = []
-    room = np.empty(len(tokens), dtype=np.int64)
-    smallest, first_open = int(tokens.min()), 0
-    for item, size in enumerate(tokens.tolist()):
-        fitting = room[first_open : len(packs)] >= size
-        offset = int(fitting.argmax()) if len(fitting) else 0
-        if len(fitting) and fitting[offset]:
-            pack = first_open + offset
-        else:
-            pack = len(packs)
+    rooms: list[tuple[int, int]] = []  # (room left, pack), sorted
+    for item in np.argsort(-tokens, kind="stable").tolist():
+        place = bisect.bisect_left(rooms, (sizes[item], -1))
+        if place == len(rooms):
+            room, pack = budget, len(packs)
             packs.append([])
-            room[pack] = budget
+        else:
+            room, pack = rooms.pop(place)
         packs[pack].append(item)
-        room[pack] -= size
-        while first_open < len(packs) and room[first_open] < smallest:
-            first_open += 1
+        bisect.insort(rooms, (room - sizes[item], pack))
     return packs

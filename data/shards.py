@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from zlib import crc32
 
 import webdataset
+import xxhash
 
 _BLOCK = 512
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*")
@@ -27,7 +27,7 @@ class Member:
 
     offset: int
     size: int
-    crc32: int
+    xxh3: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,9 @@ class ShardWriter:
         places = {}
         for extension in sorted(members):  # the order in which webdataset writes them
             data = members[extension]
-            places[extension] = Member(offset=self._offset + _BLOCK, size=len(data), crc32=crc32(data))
+            places[extension] = Member(
+                offset=self._offset + _BLOCK, size=len(data), xxh3=xxhash.xxh3_64_intdigest(data)
+            )
             self._offset += _BLOCK + -(-len(data) // _BLOCK) * _BLOCK
         assert self._offset == self._tar.tarstream.offset, "webdataset writes members in another order or format"
         self.count += 1

@@ -4,6 +4,7 @@ import hashlib
 from typing import Literal
 
 Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
 def split_of(source: str, heldout_fraction: float) -> Split:

@@ -35,6 +35,20 @@ def training_flops(config: DiTConfig, *, video_tokens: Sequence[int], text_token
     return TRAINING_FACTOR * forward_flops(config, video_tokens=video_tokens, text_tokens=text_tokens, rows=rows)
 
 
+def cost_coefficients(config: DiTConfig) -> dict[str, float]:
+    """Forward FLOPs per video token, per squared length of a segment and per text token.
+
+    What pairs of video and text tokens and the conditioning rows cost is left out: a few parts in a hundred.
+    """
+    h, f = config.dim, config.ffn_dim
+    return {
+        "linear": config.num_blocks * (12 * h * h + 4 * h * f)
+        + 2 * h * (config.patch_values_in + config.patch_values_out),
+        "quadratic": config.num_blocks * 4 * h,
+        "text": config.num_blocks * 4 * h * h + 2 * (config.text_dim * h + h * h),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
     """Parameters of a DiT."""

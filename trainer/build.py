@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.balance import PackCost
+from data.curriculum import Curriculum
 from data.loader import Loader, RankShare, StepData
 from data.manifest import Manifest
+from data.mixture import DataSet
 from data.pack import PackPlan, Position
 from model.codec import codec_identity
-from model.flops import training_flops
+from model.flops import cost_coefficients, training_flops
 from parallel.engine import TrainEngine
 from parallel.runtime import Grid
 from parallel.stage import build_stage
@@ -29,7 +32,10 @@ class Run:
     grid: Grid
     engine: TrainEngine
     manifest: Manifest
-    plan: PackPlan
+    """Of `data.folder`, which held-out samples and sheets come from."""
+    shards: DataSet
+    """All shards, whatever their split."""
+    plan: Curriculum
     null_text: Tensor
     heldout: EvaluationSet | None
     samples: SampleSet | None
@@ -84,17 +90,34 @@ class Run:
         return int(self.grid.sum_over_data(torch.tensor(local)).item())
 
 
-def open_shards(config: TrainConfig) -> tuple[Manifest, PackPlan]:
-    """The manifest and the plan of its training split; refuses what this run cannot train on."""
-    manifest = Manifest.read(config.data.folder)
-    manifest.require_identity(codec=codec_identity(config.data.codec), patch_size=config.model.patch_size)
-    _require_shapes(config, manifest)
-    training = manifest.select("train")
-    if config.data.limit_samples is not None:
-        training = training.head(config.data.limit_samples)
-    data = config.data
-    plan = PackPlan(training, seed=config.seed, tokens_per_pack=data.tokens_per_pack, window=data.window)
-    return manifest, plan
+def open_shards(config: TrainConfig) -> tuple[DataSet, Curriculum]:
+    """All shards, and the plan of their training split; refuses what this run cannot train on."""
+    wanted = config.data
+    folders = {wanted.folder: wanted.weight, **wanted.others}
+    data = DataSet(manifests=tuple(Manifest.read(folder) for folder in folders), weights=tuple(folders.values()))
+    for manifest in data.manifests:
+        manifest.require_identity(
+            codec=codec_identity(wanted.codec),
+            text=data.manifests[0].identity.text,
+            patch_size=config.model.patch_size,
+        )
+        _require_shapes(config, manifest)
+    training = data.select("train")
+    if wanted.limit_samples is not None:
+        training = training.head(wanted.limit_samples)
+    cost = PackCost(**cost_coefficients(config.model)) if wanted.cost is None else PackCost.read(wanted.cost)
+    plans = [
+        PackPlan(
+            training,
+            seed=config.seed,
+            tokens_per_pack=wanted.tokens_per_pack,
+            window=wanted.window,
+            mix=mix,
+            cost=cost,
+        )
+        for mix in (*(stage.mix for stage in wanted.curriculum), wanted.mix)
+    ]
+    return data, Curriculum(plans, wanted.curriculum)
 
 
 def _require_shapes(config: TrainConfig, manifest: Manifest) -> None:

@@ -1,9 +1,11 @@
 """The root config of a training run: one dataclass a section, filled from `conf/` by Hydra."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.curriculum import StageConfig
+from data.mixture import MixConfig
 from diffusion.timesteps import FlowConfig
 from model.dit import DiTConfig
 from model.text import TextConfig
@@ -19,7 +21,7 @@ class DataConfig:
     """Which latent shards to train on, and how many tokens make a pack and a step."""
 
     folder: str
-    """Latent shards and their manifest, as `trainer.encode` writes them."""
+    """Latent shards and their manifest, as `trainer.encode` writes them; a path, or a URL that fsspec can open."""
     codec: str
     """The codec folder the shards were made with; shards of another one are refused."""
     tokens_per_pack: int
@@ -27,6 +29,15 @@ class DataConfig:
     window: int = 4096
     """Samples shuffled together; order and packing never look further than this."""
     prefetch_steps: int = 4
+    weight: float = 1.0
+    """How often its samples come in an epoch."""
+    others: dict[str, float] = field(default_factory=dict)
+    """Further folders of latent shards, each with the weight of its samples."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    curriculum: tuple[StageConfig, ...] = ()
+    """Mixtures that come before `mix`, each until a step or a number of tokens."""
+    cost: str | None = None
+    """A file of `python -m trainer.pack_cost`; None balances packs by the model's FLOPs."""
     limit_samples: int | None = None
     """Train on the first N samples only (`debug=overfit`)."""
 
@@ -34,6 +45,11 @@ class DataConfig:
         for name in ("tokens_per_pack", "packs_per_step", "window", "prefetch_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+        for folder, weight in {self.folder: self.weight, **self.others}.items():
+            if not weight > 0:
+                raise ValueError(f"data: the weight {weight} of {folder} must be above 0; leave it out instead")
+        if self.folder in self.others:
+            raise ValueError(f"data.others names {self.folder}, which is data.folder: set data.weight instead")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +138,7 @@ class TrainConfig:
         """The settings that decide a run's numbers (its length bends the schedule); others at resume are refused."""
         plain = asdict(self)
         kept = {key: plain[key] for key in ("seed", "model", "flow", "optim", "schedule", "data")}
-        for movable in ("folder", "codec", "prefetch_steps"):
+        for movable in ("folder", "codec", "prefetch_steps", "others", "cost"):  # the shards' hashes are compared
             del kept["data"][movable]
         kept["run"] = {name: plain["run"][name] for name in ("steps", "ema_half_life_fraction")}
         return _flat(kept)

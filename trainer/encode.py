@@ -188,8 +188,8 @@ def encode(
                 captions=clip.captions,
                 source=clip.source,
                 split=split_of(clip.source, config.heldout_fraction),
+                fps=clip.fps,
                 meta={
-                    "fps": clip.fps,
                     "start_s": clip.start_s,
                     "native_height": clip.native_height,
                     "native_width": clip.native_width,
@@ -294,7 +294,7 @@ class Progress:
 
 def summary_lines(manifest: Manifest, report: ClipReport, *, seconds: float) -> list[str]:
     """What a user wants to know at the end: kept, skipped, tokens, buckets, bytes."""
-    tokens = manifest.video_tokens
+    tokens = manifest.column("video_tokens")
     table = manifest.buckets()
     size = sum(shard.bytes for shard in manifest.shards)
     heldout = len(manifest.select("heldout"))

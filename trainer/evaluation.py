@@ -68,9 +68,9 @@ def heldout_set(config: TrainConfig, manifest: Manifest, *, max_samples: int, le
     heldout = manifest.select("heldout")
     if len(heldout) == 0:
         return None
-    rows = spread_over_sources(heldout.table["source"].to_pylist(), max_samples)
+    rows = spread_over_sources(heldout.column("source").tolist(), max_samples)
     reader = SampleReader(heldout)
-    samples = [reader.read(row) for row in rows]
+    samples = [reader.read(int(heldout.row_numbers[row])) for row in rows]
     reader.close()
     return EvaluationSet(
         samples=samples,

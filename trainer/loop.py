@@ -27,10 +27,11 @@ class Progress:
     flops: int = 0
     epoch: int = 0
     pack: int = 0
+    stage: int = 0
 
     @property
     def position(self) -> Position:
-        return Position(epoch=self.epoch, pack=self.pack)
+        return Position(epoch=self.epoch, pack=self.pack, stage=self.stage, step=self.step, tokens=self.tokens)
 
 
 def train(run: Run, progress: Progress, stop: StopRequest) -> int:
@@ -50,10 +51,10 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
             run.grid.started()
             if result.skipped:
                 raise ValueError(not_finite(progress.step + 1, batch))
-            progress.step += 1
+            after = batch.position_after
+            progress.step, progress.tokens = after.step, after.tokens
+            progress.epoch, progress.pack, progress.stage = after.epoch, after.pack, after.stage
             run.engine.update_ema(ema_decay(run.config.run.ema_half_life_fraction, progress.step))
-            progress.epoch, progress.pack = batch.position_after.epoch, batch.position_after.pack
-            progress.tokens += batch.video_tokens
             progress.flops += run.training_flops(microbatches)
             pace.report(progress, batch, result, rate)
             observe(run, progress)
@@ -161,7 +162,7 @@ def save(run: Run, progress: Progress) -> None:
     state = {
         **vars(progress),
         "adam_steps": run.engine.adam_steps,
-        "manifest": run.manifest.hash,
+        "manifest": run.shards.hash,
         "codec": run.manifest.identity.codec,
         "text": run.manifest.identity.text,
         "settings": run.config.defining(),
@@ -223,6 +224,7 @@ class Pace:
             "s_per_step": round(elapsed / self.steps, 4),
             "data_wait": round(self.seconds["data"] / elapsed, 4),
             "fill": round(batch.video_tokens / batch.token_budget, 4),
+            "imbalance": round(batch.imbalance, 4),
         }
         self.run.metrics.write(progress.step, row)
         left_s = self.total_s / self.total_steps * (steps - progress.step)

@@ -12,8 +12,8 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from data.manifest import Manifest
-from data.pack import PackPlan
+from data.curriculum import Curriculum
+from data.mixture import DataSet
 from model.flops import parameter_count
 from parallel.hang import hangs_told
 from parallel.launch import Launch
@@ -31,27 +31,27 @@ from trainer.signals import StopRequest
 log = logging.getLogger(__name__)
 
 
-def plan_lines(config: TrainConfig, manifest: Manifest, plan: PackPlan, world_size: int) -> list[str]:
+def plan_lines(config: TrainConfig, shards: DataSet, plan: Curriculum, world_size: int) -> list[str]:
     """What a run would do, checked as far as one process can."""
-    model, data = config.model, config.data
+    model, data, training = config.model, config.data, plan.plans[-1].data
     dims = require_legal(config.parallel, workload(config), world_size)
     count = parameter_count(model)
-    tokens = int(plan.manifest.video_tokens.sum())
+    tokens = sum(int(manifest.chunks.video_tokens.sum()) for manifest in training.manifests)
     return [
         f"run {config.name} in {config.folder}: {config.run.steps} steps",
         f"layout: {dims.describe()}, {world_size} in all",
         f"model: {count.total:,} parameters, {count.non_embedding:,} of them in the {model.num_blocks} blocks",
-        f"data: {len(plan.manifest):,} training samples of {len(manifest):,}, {tokens:,} tokens an epoch",
+        f"data: {len(training):,} training samples of {len(shards):,}, {tokens:,} tokens",
         f"step: {data.packs_per_step} packs of {data.tokens_per_pack} tokens",
     ]
 
 
-def resume(config: TrainConfig, reader: CheckpointReader, manifest: Manifest) -> Progress:
+def resume(config: TrainConfig, reader: CheckpointReader, shards: DataSet) -> Progress:
     """Progress of a checkpoint; refuses one of other settings or other shards, naming the differences."""
     state = reader.state
     changed = differences(state["settings"], config.defining())
-    if state["manifest"] != manifest.hash:
-        changed.append(f"shards: {state['manifest'][:12]} -> {manifest.hash[:12]}")
+    if state["manifest"] != shards.hash:
+        changed.append(f"shards: {state['manifest'][:12]} -> {shards.hash[:12]}")
     if changed and not config.allow_changes:
         raise ValueError(
             f"{reader.folder} was saved under other settings ({'; '.join(changed)}): restore them, choose another "
@@ -70,13 +70,14 @@ def run(config: TrainConfig) -> int:
         logging.getLogger().setLevel(logging.ERROR)
     if config.run.threads_per_rank is not None:
         torch.set_num_threads(config.run.threads_per_rank)
-    manifest, plan = open_shards(config)
-    for line in plan_lines(config, manifest, plan, launch.world_size):
+    shards, plan = open_shards(config)
+    manifest = shards.manifests[0]
+    for line in plan_lines(config, shards, plan, launch.world_size):
         log.info(line)
     if config.dry_run:
         return 0
     reader = newest_checkpoint(config.path / "checkpoints")
-    progress = Progress() if reader is None else resume(config, reader, manifest)
+    progress = Progress() if reader is None else resume(config, reader, shards)
     if progress.step >= config.run.steps:
         log.info(
             "step %d of %d is done; to go on, raise run.steps with allow_changes=true: the schedule is stretched to it",
@@ -108,6 +109,7 @@ def run(config: TrainConfig) -> int:
                 grid=grid,
                 engine=engine,
                 manifest=manifest,
+                shards=shards,
                 plan=plan,
                 null_text=manifest.null_text(),
                 heldout=heldout,

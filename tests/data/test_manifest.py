@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet
 import pytest
 
 from data.manifest import FILE_NAME, Manifest
+from data.split import SPLITS
 from tests.data.latent_set import sample, write_latents
 
 
@@ -23,11 +26,31 @@ def test_head_keeps_the_first_rows(manifest):
     assert manifest.head(3).hash != manifest.hash
 
 
-def test_rows_know_their_shard(manifest):
-    train = manifest.select("train")
-    names = list(dict.fromkeys(train.row(i)["shard"] for i in range(len(train))))
-    assert [names[s] for s in train.shard_of_row] == [train.row(i)["shard"] for i in range(len(train))]
-    assert train.video_tokens.dtype == np.int32
+def test_chunks_are_runs_of_one_shard_bucket_and_split(manifest):
+    chunks, seen = manifest.chunks, []
+    for n in range(len(chunks)):
+        rows = range(chunks.first[n], chunks.first[n] + chunks.count[n])
+        assert set(manifest.column("shard", rows)) == {manifest.shards[chunks.shard[n]].name}
+        assert set(manifest.column("bucket", rows)) == {manifest.bucket_names[chunks.bucket[n]]}
+        assert set(manifest.column("split", rows)) == {SPLITS[chunks.split[n]]}
+        tokens = manifest.column("video_tokens", rows)
+        assert (tokens.sum(), tokens.min(), tokens.max()) == (
+            chunks.video_tokens[n],
+            chunks.least_tokens[n],
+            chunks.most_tokens[n],
+        )
+        places = manifest.column("latent_offset", rows)
+        assert (np.diff(places) > 0).all(), "in the order of their bytes"
+        seen += rows
+    assert seen == list(range(len(manifest)))
+
+
+def test_buckets_add_up(manifest):
+    sizes = manifest.buckets()
+    assert sum(size.samples for size in sizes.values()) == len(manifest)
+    assert sum(size.tokens for size in sizes.values()) == manifest.column("video_tokens").sum()
+    assert sum(size.shards for size in sizes.values()) == len(manifest.shards)
+    assert sum(size.bytes for size in sizes.values()) == sum(shard.bytes for shard in manifest.shards)
 
 
 def test_the_hash_names_content_not_place(tmp_path):
@@ -59,19 +82,28 @@ def test_a_missing_manifest_is_one_sentence(tmp_path):
 
 
 def test_an_edited_manifest_is_refused(manifest):
-    path = manifest.folder / FILE_NAME
+    path = Path(manifest.folder) / FILE_NAME
     table = pyarrow.parquet.read_table(path)
     tokens = table["video_tokens"].to_numpy().copy()
     tokens[0] += 1
     place = table.schema.names.index("video_tokens")
     edited = table.set_column(place, table.schema.field(place), pyarrow.array(tokens, pyarrow.int32()))
     pyarrow.parquet.write_table(edited, path)
+    with pytest.raises(ValueError, match="its video_tokens column does not match its hash"):
+        Manifest.read(manifest.folder).column("video_tokens")
+
+
+def test_an_edited_description_is_refused(manifest):
+    path = Path(manifest.folder) / FILE_NAME
+    table = pyarrow.parquet.read_table(path)
+    metadata = {key: value.replace(b"cccc", b"dddd") for key, value in table.schema.metadata.items()}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
     with pytest.raises(ValueError, match="does not match its own hash"):
         Manifest.read(manifest.folder)
 
 
 def test_a_truncated_manifest_is_refused(manifest):
-    path = manifest.folder / FILE_NAME
+    path = Path(manifest.folder) / FILE_NAME
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="manifest.parquet cannot be read"):
         Manifest.read(manifest.folder)
@@ -84,7 +116,7 @@ def test_parquet_made_by_someone_else_is_refused(tmp_path):
 
 
 def test_missing_and_short_shards_are_named_when_the_set_is_opened(manifest):
-    path = manifest.folder / manifest.shards[1].name
+    path = Path(manifest.folder) / manifest.shards[1].name
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(

@@ -1,41 +1,42 @@
 import numpy as np
 import pytest
 
-from data.order import EpochOrder, keyed_permutation
+from data.order import EpochOrder, Stretches, keyed_permutation
 
 
-def order(shard_of_row, *, window=50, seed=0, identity="m"):
-    return EpochOrder(np.asarray(shard_of_row), seed=seed, identity=identity, window=window)
+def stretches(counts, *, bucket=None, weight=None):
+    counts = np.asarray(counts)
+    return Stretches(
+        first=np.cumsum(counts) - counts,
+        count=counts,
+        bucket=np.zeros(len(counts), np.int64) if bucket is None else np.asarray(bucket),
+        weight=np.ones(len(counts)) if weight is None else np.asarray(weight, dtype=np.float64),
+    )
+
+
+def order(what, *, window=50, seed=0, identity="m"):
+    return EpochOrder(what, seed=seed, identity=identity, window=window)
 
 
 def epoch_rows(plan, epoch):
     return np.concatenate([plan.rows(epoch, w) for w in range(plan.num_windows(epoch))])
 
 
-UNEVEN = np.repeat(np.arange(12), [30, 1, 8, 17, 30, 30, 2, 11, 30, 30, 5, 30])
+COUNTS = [30, 1, 8, 17, 30, 30, 2, 11, 30, 30, 5, 30]
+UNEVEN, ROWS = stretches(COUNTS), sum(COUNTS)
 
 
 @pytest.mark.parametrize("window", [1, 7, 50, 224, 10_000])
 def test_an_epoch_holds_each_row_once(window):
     plan = order(UNEVEN, window=window)
     for epoch in range(3):
-        assert sorted(epoch_rows(plan, epoch).tolist()) == list(range(len(UNEVEN)))
-
-
-def test_rows_need_not_be_sorted_by_shard():
-    scattered = np.random.default_rng(0).permutation(UNEVEN)
-    plan = order(scattered)
-    assert sorted(epoch_rows(plan, 0).tolist()) == list(range(len(UNEVEN)))
-    for window in range(plan.num_windows(0)):
-        shards = set(scattered[plan.rows(0, window)])
-        # Whole shards: every row of a shard is in the window that has one of them.
-        assert sum(np.isin(scattered, list(shards))) == len(plan.rows(0, window))
+        assert sorted(epoch_rows(plan, epoch).tolist()) == list(range(ROWS))
 
 
 def test_windows_hold_at_least_their_samples_except_the_last():
     plan = order(UNEVEN, window=50)
     sizes = [len(plan.rows(0, w)) for w in range(plan.num_windows(0))]
-    assert all(50 <= size < 50 + 30 for size in sizes[:-1])
+    assert all(50 <= size < 50 + 8 for size in sizes[:-1])
 
 
 def test_any_window_can_be_asked_for_first():
@@ -54,10 +55,40 @@ def test_seed_manifest_and_epoch_each_change_the_order():
     assert one != epoch_rows(order(UNEVEN, identity="n"), 0).tolist()
 
 
-def test_each_epoch_puts_other_shards_together():
-    plan = order(np.repeat(np.arange(12), 10), window=30)
-    windows = [{frozenset(plan.rows(epoch, w) // 10) for w in range(4)} for epoch in range(3)]
+def test_each_epoch_puts_other_pieces_together():
+    plan = order(stretches([8] * 15), window=30)
+    windows = [{frozenset(plan.rows(epoch, w) // 8) for w in range(4)} for epoch in range(3)]
     assert windows[0] != windows[1] != windows[2] != windows[0]
+
+
+def test_pieces_are_neighbours_and_whole():
+    plan = order(stretches([1000, 24]), window=512)
+    for window in range(plan.num_windows(0)):
+        rows = np.sort(plan.rows(0, window))
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        assert all(len(run) % 16 == 0 or 999 in run or 1023 in run for run in runs), "pieces of 512 / 32 rows"
+
+
+def test_windows_are_fair_samples_of_all_buckets():
+    counts, bucket = [640] * 10, [0] * 5 + [1] * 3 + [2] * 2
+    plan = order(stretches(counts, bucket=bucket), window=640)
+    of_row = np.repeat(bucket, counts)
+    for window in range(plan.num_windows(0)):
+        shares = np.bincount(of_row[plan.rows(0, window)], minlength=3) / 640
+        assert np.abs(shares - [0.5, 0.3, 0.2]).max() < 0.1
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.7, 1.0, 2.5, 3.0])
+def test_rows_come_as_often_as_their_weight_says(weight):
+    plan = order(stretches([40, 30], weight=[weight, 1.0]), window=20)
+    counts = np.zeros((8, 70), dtype=int)
+    for epoch in range(8):
+        counts[epoch] = np.bincount(epoch_rows(plan, epoch), minlength=70)
+    assert (counts[:, 40:] == 1).all()
+    assert set(np.unique(counts[:, :40])) <= {int(np.floor(weight)), int(np.ceil(weight))}
+    after = counts[:, :40].cumsum(0)
+    assert (np.abs(after - weight * np.arange(1, 9)[:, None]) < 1).all(), "never one off, after any epoch"
+    assert abs(counts[0, :40].mean() - weight) < 0.35
 
 
 def test_permutations_are_written_down():
