@@ -1,56 +1,34 @@
 """The training loader: planned packs read as byte ranges of plain tars, ahead of the step that needs them."""
 
-import json
 import os
 import queue
+import signal
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
 
-import safetensors
-import safetensors.torch
+import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
+from data.arena import Arena, Region
 from data.balance import imbalance
 from data.curriculum import Curriculum
 from data.manifest import Manifest
 from data.mixture import DataSet
-from data.pack import PackPlan, PlannedPack, Position
-from data.rows import MEMBERS
+from data.pack import PackPlan, Position
+from data.places import Places
+from data.pool import Job, ReaderPool, cut_into_jobs
+from data.reads import NEIGHBOURS, Reads, packed_starts, plan_reads
+from data.sample import Sample, build_sample, wanted_members
+from data.step import RankShare, ReadAhead, StepData
+from data.worker import Files, describe, do_work
 
-_OPEN_FILES = 64
-_POLL_S = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One stored sample. May be shared between steps: never write into its tensors."""
-
-    key: str
-    index: int
-    """Row of the data set."""
-    latent_shape: tuple[int, int, int, int]
-    """(C, T, H, W), from the manifest."""
-    latent_CTHW: Tensor | None
-    """float32, normalised; None where latents are not read."""
-    text: dict[str, Tensor]
-    """Caption kind -> embedding `[n, E]` float32, valid tokens only."""
-    captions: dict[str, str]
-    source: str
-    video_tokens: int
-    fps: float
-    """Of the frames that were encoded."""
-    bucket: str
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.latent_CTHW, *self.text.values()) if tensor is not None)
+_POLL_S = 0.05
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class SampleReader:
@@ -61,97 +39,31 @@ class SampleReader:
 
     def __init__(self, data: DataSet | Manifest, *, latents: bool = True) -> None:
         self.data = DataSet.of(data) if isinstance(data, Manifest) else data
-        self._wanted = tuple(member for member in MEMBERS if latents or member != "latent")
-        self._files: OrderedDict[str, int] = OrderedDict()
+        self._wanted = wanted_members(latents=latents)
+        self._files = Files()
 
     def read(self, row: int, *, caption_kind: str | None = None) -> Sample:
         """One sample; only one caption's embedding if a kind is named. ValueError names shard and key."""
-        manifest, own_row = self.data.place(row)
-        place = manifest.row(own_row)
-        where = f"{manifest.storage.where(place['shard'])}: sample {place['key']}"
-        members = self._members(manifest, place, where)
-        latent_CTHW = None
+        places = Places.of(self.data, [row])
+        reads = plan_reads(places, self._wanted, gap=NEIGHBOURS)
+        memory = torch.empty(reads.num_bytes, dtype=torch.uint8)
+        region = Region(tensor=memory, start=0, memory=memory.numpy().data)
         try:
-            if "latent" in members:
-                latent_CTHW = safetensors.torch.load(members["latent"])["latent"].float()
-            text = {kind: value.float() for kind, value in safetensors.torch.load(members["text"]).items()}
-            captions = json.loads(members["json"])["captions"]
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{where} cannot be read ({error!r}): encode the clips again") from error
-        shape = (manifest.identity.latent_channels, place["grid_t"], place["grid_h"], place["grid_w"])
-        if latent_CTHW is not None:
-            _check_latent(latent_CTHW, shape, where)
-        if caption_kind is not None:
-            if caption_kind not in text:
-                raise ValueError(f"{where} has no caption {caption_kind!r}, but {', '.join(sorted(text))}")
-            text = {caption_kind: text[caption_kind]}
-        return Sample(
-            key=place["key"],
-            index=row,
-            latent_shape=shape,
-            latent_CTHW=latent_CTHW,
-            text=text,
-            captions=captions,
-            source=place["source"],
-            video_tokens=place["video_tokens"],
-            fps=place["fps"],
-            bucket=place["bucket"],
-        )
-
-    def _members(self, manifest: Manifest, place: dict[str, Any], where: str) -> dict[str, bytes]:
-        """The bytes of the wanted members, neighbours by one read, each checked against the manifest."""
-        members = {}
-        for run in _neighbours(place, self._wanted):
-            first = place[f"{run[0]}_offset"]
-            end = place[f"{run[-1]}_offset"] + place[f"{run[-1]}_size"]
-            try:
-                data = self._bytes(manifest, place["shard"], first, end)
-            except OSError as error:
-                raise ValueError(f"{where} cannot be read ({error.strerror or error}): restore the shard") from error
-            for member in run:
-                start = place[f"{member}_offset"] - first
-                members[member] = data[start : start + place[f"{member}_size"]]
-        for member, content in members.items():
-            if xxhash.xxh3_64_intdigest(content) != place[f"{member}_xxh3"]:
-                raise ValueError(
-                    f"{where}: its {member} is damaged (wrong checksum): restore the shard, or encode the clips again"
-                )
-        return members
-
-    def _bytes(self, manifest: Manifest, shard: str, start: int, end: int) -> bytes:
-        if not manifest.storage.is_local:
-            return manifest.storage.read(shard, start, end)
-        path = manifest.storage.where(shard)
-        if path in self._files:
-            self._files.move_to_end(path)
-        else:
-            if len(self._files) >= _OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-            self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(self._files[path], end - start, start)
+            damaged = do_work(Job(0, reads, region, slice(0, len(reads))).work(), region.memory, self._files, _nothing)
+        except OSError as error:
+            raise ValueError(f"{places.where(0)} cannot be read ({describe(error)}): restore the shard") from error
+        if damaged:
+            raise ValueError(_damage(reads, damaged[0]))
+        sample = build_sample(places, 0, memory, reads.starts()[0])
+        if caption_kind is None:
+            return sample
+        if caption_kind not in sample.text:
+            raise ValueError(f"{places.where(0)} has no caption {caption_kind!r}, but {', '.join(sorted(sample.text))}")
+        return replace(sample, text={caption_kind: sample.text[caption_kind]})
 
     def close(self) -> None:
         """Close all shards."""
-        while self._files:
-            os.close(self._files.popitem()[1])
-
-
-def _neighbours(place: dict[str, Any], wanted: tuple[str, ...]) -> list[list[str]]:
-    """Wanted members in the order of their bytes; those with one between them that is not wanted are apart."""
-    runs: list[list[str]] = [[]]
-    for member in sorted(MEMBERS, key=lambda member: place[f"{member}_offset"]):
-        if member in wanted:
-            runs[-1].append(member)
-        else:
-            runs.append([])
-    return [run for run in runs if run]
-
-
-def _check_latent(latent_CTHW: Tensor, shape: tuple[int, ...], where: str) -> None:
-    if tuple(latent_CTHW.shape) != shape:
-        raise ValueError(f"{where} has shape {tuple(latent_CTHW.shape)}, the manifest says {shape}: encode again")
-    if not bool(torch.isfinite(latent_CTHW).all()):
-        raise ValueError(f"{where} has NaN or Inf in its latent: encode the clips again")
+        self._files.close()
 
 
 def read_sample(manifest: Manifest, row: int, caption_kind: str | None = None) -> Sample:
@@ -164,40 +76,40 @@ def read_sample(manifest: Manifest, row: int, caption_kind: str | None = None) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankShare:
-    """What of each step one rank reads: the r-th of n equal parts of its packs, with or without their latents."""
+class _Planned:
+    """A step before its samples are there."""
 
-    data_rank: int = 0
-    data_size: int = 1
-    latents: bool = True
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.data_rank < self.data_size, self
+    step: StepData
+    mine: tuple[tuple[int, ...], ...]
+    """Rows of this rank's packs."""
+    places: Places
+    """Of these rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepData:
-    """What one rank trains on in one step, and what all data ranks do."""
+class _Chunk:
+    """Steps that are read together."""
 
-    position_after: Position
-    packs: tuple[tuple[Sample, ...], ...]
-    """This rank's packs."""
-    epochs: tuple[int, ...]
-    """Epoch of each of this rank's packs."""
-    keys: tuple[tuple[str, ...], ...]
-    """Sample keys of every pack of the step, over all ranks."""
-    video_tokens: int
-    """Tokens of every pack of the step, padding not counted."""
-    token_budget: int
-    """Tokens that all packs of the step could hold."""
-    imbalance: float
-    """Work of the busiest data rank over the mean, at least 1."""
+    steps: list[_Planned]
+    reads: Reads
+    region: Region
+    jobs: list[Job]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """A step with its samples, or with memory that they will be handed to."""
+
+    planned: _Planned
+    packs: tuple[tuple[Sample, ...], ...] | None
+    memory: Tensor | None
+    """All its bytes, where they are handed on."""
 
 
 class Loader(Iterator[StepData]):
-    """Endless steps from a position on, read ahead by a thread. Use as a context manager.
+    """Endless steps from a position on, read ahead by worker processes. Use as a context manager.
 
-    An error of the thread is raised by `next`.
+    What goes wrong is raised by `wait` or `next` at the step that it concerns. The steps do not depend on the workers.
     """
 
     def __init__(
@@ -207,36 +119,64 @@ class Loader(Iterator[StepData]):
         start: Position | None = None,
         packs_per_step: int,
         share: RankShare | None = None,
-        prefetch_steps: int = 2,
-        cache_bytes: int = 256 << 20,
+        ahead: ReadAhead | None = None,
+        hand_on: Callable[[Tensor], None] | None = None,
     ) -> None:
-        self.share = share or RankShare()
+        """`hand_on` gives the bytes (uint8) of the rank that reads to those that share its packs, in place."""
+        self.share, self.ahead = share or RankShare(), ahead or ReadAhead()
         ranks = self.share.data_size
         if packs_per_step < 1 or packs_per_step % ranks:
             raise ValueError(
                 f"data.packs_per_step={packs_per_step} must be a multiple of the {ranks} data-parallel ranks: "
                 f"take {max(1, round(packs_per_step / ranks)) * ranks}"
             )
+        assert self.share.reads or hand_on is not None
         self.plan = Curriculum([plan]) if isinstance(plan, PackPlan) else plan
-        self.packs_per_step, self._data = packs_per_step, self.plan.plans[0].data
-        self._reader = SampleReader(self._data, latents=self.share.latents)
-        self._cache = _SampleCache(cache_bytes)
-        self._queue: queue.Queue[StepData | Exception] = queue.Queue(maxsize=max(1, prefetch_steps))
-        self._stop = threading.Event()
+        self.packs_per_step, self._data, self._hand_on = packs_per_step, self.plan.plans[0].data, hand_on
+        self._members = wanted_members(latents=self.share.latents)
+        self._arena = None
+        if self.share.reads:
+            self._arena = Arena(self.ahead.num_bytes, workers=self.ahead.workers, pin=self.ahead.pin)
+        self._position = start or Position()
+        self._places = Places.of(self._data, [])
+        self._began = False
+        self._unread: list[_Planned] = []
+        """Steps that wait for room."""
+        self._queue: queue.SimpleQueue[_Ready | Exception] = queue.SimpleQueue()
+        self._stop, self._taken = threading.Event(), threading.Event()
         self._failed: Exception | None = None
-        position = start or Position()
-        self._thread = threading.Thread(target=self._read_ahead, args=(position,), name="loader", daemon=True)
+        self._ready: _Ready | None = None
+        self._waited_s = 0.0
+        self._thread = threading.Thread(target=self._read_ahead, name="loader", daemon=True)
         self._thread.start()
 
-    def __next__(self) -> StepData:
+    def wait(self) -> None:
+        """Until the next step is read; raises what went wrong with it. With `hand_on`, before that is called."""
         if self._failed is not None:
             raise self._failed
         assert not self._stop.is_set(), "the loader is closed"
+        if self._ready is not None:
+            return
+        started = time.perf_counter()
         item = self._queue.get()
+        self._waited_s = time.perf_counter() - started
+        self._taken.set()
         if isinstance(item, Exception):
             self._failed = item
             raise item
-        return item
+        self._ready = item
+
+    def __next__(self) -> StepData:
+        self.wait()
+        assert self._ready is not None
+        ready, self._ready = self._ready, None
+        packs = ready.packs
+        if self._hand_on is not None:
+            assert ready.memory is not None
+            self._hand_on(ready.memory)
+            packs = packs or self._packs_in(ready.planned, ready.memory)
+        assert packs is not None
+        return replace(ready.planned.step, packs=packs, waited_s=self._waited_s)
 
     def __enter__(self) -> "Loader":
         return self
@@ -247,71 +187,182 @@ class Loader(Iterator[StepData]):
         self.close()
 
     def close(self) -> None:
-        """Stop reading ahead and close the shards."""
+        """Stop reading ahead, end the workers and close the shards. Samples that were handed out stay."""
         self._stop.set()
+        self._taken.set()
         self._thread.join()
-        self._reader.close()
+        self._ready = None
+        while not self._queue.empty():
+            self._queue.get()
+        if self._arena is not None:
+            self._arena.close()
+            self._arena = None
 
-    def _read_ahead(self, position: Position) -> None:
+    def _read_ahead(self) -> None:
+        # Ctrl-C and a scheduler's signals are for the trainer, which may still need some steps: neither this thread nor
+        # the workers, which inherit what it blocks, take them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            while not self._stop.is_set():
-                step = self._read_step(position)
-                position = step.position_after
-                self._hand_on(step)
-        except Exception as error:  # noqa: BLE001 - handed to the consumer, which raises it
-            self._hand_on(error)
-
-    def _hand_on(self, item: StepData | Exception) -> None:
-        while not self._stop.is_set():
+            if self._arena is None:
+                self._plan_ahead()
+                return
+            pool = ReaderPool(self._arena, workers=self.ahead.workers, timeout_s=self.ahead.timeout_s)
             try:
-                self._queue.put(item, timeout=_POLL_S)
-            except queue.Full:
+                self._keep_reading(self._arena, pool)
+            finally:
+                pool.close()
+        except OSError as error:
+            self._queue.put(ValueError(f"the loader cannot read ({error}): see that the machine has what it needs"))
+        except Exception as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            self._queue.put(error)
+
+    def _plan_ahead(self) -> None:
+        """Steps whose bytes come from another rank."""
+        while not self._stop.is_set():
+            while self._queue.qsize() < self.ahead.steps:
+                planned = self._plan_step()
+                memory = torch.empty(packed_starts(planned.places, self._members)[1], dtype=torch.uint8)
+                self._queue.put(_Ready(planned=planned, packs=None, memory=memory))
+            self._rest()
+
+    def _keep_reading(self, arena: Arena, pool: ReaderPool) -> None:
+        pending: deque[_Chunk] = deque()
+        while not self._stop.is_set():
+            while self._has_room(pending) and (chunk := self._begin(arena, pool, is_needed=not pending)):
+                pending.append(chunk)
+                del chunk
+            if not pending:
+                self._rest()
                 continue
-            return
+            pool.wait(pending[0].jobs, self._stop)
+            if not self._stop.is_set():
+                self._deliver(pending.popleft())
 
-    def _read_step(self, position: Position) -> StepData:
-        planned, after = self.plan.step(position, self.packs_per_step)
+    def _rest(self) -> None:
+        """Until a step is taken; not for long where memory is waited for."""
+        self._taken.wait(_POLL_S if self._unread else None)
+        self._taken.clear()
+
+    @property
+    def _chunk_steps(self) -> int:
+        """Steps read together: neighbours are found among more samples. The first comes alone, to be there soon."""
+        return max(1, self.ahead.steps // 2) if self._began else 1
+
+    def _has_room(self, pending: Sequence[_Chunk]) -> bool:
+        ahead = self._queue.qsize() + sum(len(chunk.steps) for chunk in pending)
+        return ahead + (len(self._unread) or self._chunk_steps) <= self.ahead.steps
+
+    def _begin(self, arena: Arena, pool: ReaderPool, *, is_needed: bool) -> _Chunk | None:
+        """Have the next steps read; None where there is no memory for them and other steps lie ready."""
+        steps = self._unread or self._plan_steps(arena.size // 2)
+        places = Places.joined([planned.places for planned in steps])
+        urgency = np.full(len(places), len(steps))
+        for number, planned in reversed(list(enumerate(steps))):
+            urgency[np.searchsorted(places.rows, planned.places.rows)] = number
+        reads = plan_reads(places, self._members, urgency=urgency)
+        region = arena.allocate(reads.num_bytes)
+        if region is None and not (is_needed and self._queue.empty()):
+            self._unread = steps
+            return None
+        region = region or arena.allocate_apart(reads.num_bytes)
+        jobs = cut_into_jobs(reads, region)
+        pool.submit(jobs)
+        self._unread, self._began = [], True
+        return _Chunk(steps=steps, reads=reads, region=region, jobs=jobs)
+
+    def _plan_steps(self, limit_bytes: int) -> list[_Planned]:
+        steps = [self._plan_step()]
+        size = sum(int(steps[0].places.columns[f"{member}_size"].sum()) for member in self._members)
+        while len(steps) < self._chunk_steps and size * (len(steps) + 1) <= limit_bytes:
+            steps.append(self._plan_step())
+        return steps
+
+    def _plan_step(self) -> _Planned:
+        packs, after = self.plan.step(self._position, self.packs_per_step)
         share = self.packs_per_step // self.share.data_size
-        mine = planned[self.share.data_rank * share : (self.share.data_rank + 1) * share]
-        return StepData(
+        mine = packs[self.share.data_rank * share : (self.share.data_rank + 1) * share]
+        step = StepData(
             position_after=after,
-            packs=tuple(self._read_pack(pack) for pack in mine),
+            packs=(),
             epochs=tuple(pack.epoch for pack in mine),
-            keys=self._keys(planned),
-            video_tokens=sum(pack.video_tokens for pack in planned),
+            rows=tuple(pack.rows for pack in packs),
+            video_tokens=sum(pack.video_tokens for pack in packs),
             token_budget=self.packs_per_step * self.plan.plans[0].tokens_per_pack,
-            imbalance=imbalance([pack.cost for pack in planned], self.share.data_size),
+            imbalance=imbalance([pack.cost for pack in packs], self.share.data_size),
+            data=self._data,
         )
+        self._position = after
+        rows = tuple(pack.rows for pack in mine)
+        return _Planned(step=step, mine=rows, places=self._places_of(np.array([row for pack in rows for row in pack])))
 
-    def _keys(self, packs: list[PlannedPack]) -> tuple[tuple[str, ...], ...]:
-        keys = iter(self._data.keys([row for pack in packs for row in pack.rows]))
-        return tuple(tuple(islice(keys, len(pack.rows))) for pack in packs)
+    def _places_of(self, rows: np.ndarray) -> Places:
+        """Look up rows; with them all of the window that is planned from, whose rows are all over the manifest."""
+        if not self._places.has(rows):
+            after = self._position
+            window = self.plan.plan(after).window_packs(after.epoch, after.window)
+            self._places = Places.of(self._data, np.concatenate([rows, *(pack.rows for pack in window)]))
+        return self._places.take(rows)
 
-    def _read_pack(self, pack: PlannedPack) -> tuple[Sample, ...]:
-        samples = []
-        for row in pack.rows:
-            sample = self._cache.get(row)
-            if sample is None:
-                sample = self._reader.read(row)
-                self._cache.put(row, sample)
-            samples.append(sample)
-        return tuple(samples)
+    def _deliver(self, chunk: _Chunk) -> None:
+        """Make samples and put them into the queue, step by step up to the first that something is wrong with."""
+        if chunk.region.own_descriptor is not None:
+            os.close(chunk.region.own_descriptor)
+        wrong = _wrong_samples(chunk)
+        starts = chunk.reads.starts()
+        for planned in chunk.steps:
+            numbers = np.searchsorted(chunk.reads.places.rows, planned.places.rows).tolist()
+            for number in numbers:
+                if number in wrong:
+                    raise ValueError(wrong[number])
+            memory = chunk.region.tensor
+            where = [starts[number] for number in numbers]
+            if self._hand_on is not None:
+                memory, where = self._packed(planned, memory, where)
+            packs = _packs(planned, memory, where)
+            handed_on = memory if self._hand_on is not None else None
+            self._queue.put(_Ready(planned=planned, packs=packs, memory=handed_on))
+
+    def _packed(
+        self, planned: _Planned, memory: Tensor, where: list[dict[str, int]]
+    ) -> tuple[Tensor, list[dict[str, int]]]:
+        """A copy of a step's members without what lies between them, as ranks that do not read expect it."""
+        starts, size = packed_starts(planned.places, self._members)
+        packed = torch.zeros(size, dtype=torch.uint8)
+        for number, (old, new) in enumerate(zip(where, starts, strict=True)):
+            for member in self._members:
+                length = int(planned.places.columns[f"{member}_size"][number])
+                packed[new[member] : new[member] + length] = memory[old[member] : old[member] + length]
+        return packed, starts
+
+    def _packs_in(self, planned: _Planned, memory: Tensor) -> tuple[tuple[Sample, ...], ...]:
+        return _packs(planned, memory, packed_starts(planned.places, self._members)[0])
 
 
-class _SampleCache:
-    """The last samples read, up to a number of bytes: a tiny data set stays in memory."""
+def _packs(planned: _Planned, memory: Tensor, starts: list[dict[str, int]]) -> tuple[tuple[Sample, ...], ...]:
+    """Samples of a step, those that come twice made once; `starts` in the order of its places."""
+    rows = planned.places.rows.tolist()
+    samples = {row: build_sample(planned.places, number, memory, starts[number]) for number, row in enumerate(rows)}
+    return tuple(tuple(samples[row] for row in pack) for pack in planned.mine)
 
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes, self.bytes = limit_bytes, 0
-        self._samples: OrderedDict[int, Sample] = OrderedDict()
 
-    def get(self, row: int) -> Sample | None:
-        if row in self._samples:
-            self._samples.move_to_end(row)
-        return self._samples.get(row)
+def _wrong_samples(chunk: _Chunk) -> dict[int, str]:
+    """Of the samples of a chunk that cannot be used: why."""
+    wrong: dict[int, str] = {}
+    members = np.cumsum(chunk.reads.count)
+    for job in chunk.jobs:
+        for member in job.damaged or ():
+            wrong.setdefault(int(chunk.reads.owner[member]), _damage(chunk.reads, member))
+        if job.failure is not None:
+            first = job.first_member
+            for member in range(first, int(members[job.chosen.stop - 1])):
+                wrong[int(chunk.reads.owner[member])] = job.failure
+    return wrong
 
-    def put(self, row: int, sample: Sample) -> None:
-        self._samples[row] = sample
-        self.bytes += sample.num_bytes
-        while self.bytes > self.limit_bytes:
-            self.bytes -= self._samples.popitem(last=False)[1].num_bytes
+
+def _damage(reads: Reads, member: int) -> str:
+    kind, where = reads.members[int(reads.kind[member])], reads.places.where(int(reads.owner[member]))
+    return f"{where}: its {kind} is damaged (wrong checksum): restore the shard, or encode the clips again"
+
+
+def _nothing(read: int) -> None:
+    """For readers that nobody asks where they are."""

@@ -84,6 +84,11 @@ class DataSet:
         source = int(np.searchsorted(self._offsets, row, side="right")) - 1
         return self.manifests[source], row - int(self._offsets[source])
 
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each row the number of its manifest, and its own number there."""
+        sources = np.searchsorted(self._offsets, rows, side="right") - 1
+        return sources, rows - self._offsets[sources]
+
     def column(self, name: str, rows: np.ndarray | Sequence[int]) -> Column:
         """A column of the manifests at the given rows."""
         rows = np.asarray(rows, dtype=np.int64)

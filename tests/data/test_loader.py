@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.loader import Loader, RankShare, SampleReader, read_sample
+from data.loader import Loader, RankShare, ReadAhead, SampleReader, read_sample
 from data.manifest import Manifest
+from data.mixture import DataSet
 from data.pack import PackPlan, Position
+from data.worker import Files
 from tests.data.latent_set import sample, write_latents
 
 
@@ -17,7 +19,7 @@ def manifest(tmp_path_factory):
 
 
 def plan(manifest):
-    return PackPlan(manifest, seed=3, tokens_per_pack=100, window=25)
+    return PackPlan(DataSet.of(manifest), seed=3, tokens_per_pack=100, window=25)
 
 
 def steps(loader, count):
@@ -54,11 +56,8 @@ def test_the_global_stream_does_not_depend_on_the_ranks(manifest, ranks):
     shares = [RankShare(data_rank=r, data_size=ranks) for r in range(ranks)]
     parts = [steps(Loader(plan(manifest), packs_per_step=4, share=share), 10) for share in shares]
     for number, packs in enumerate(whole):
-        together = [None] * 4
-        for r in range(ranks):
-            together[r::ranks] = keys(parts[r][number].packs)
-            assert list(parts[r][number].keys) == packs
-        assert together == packs
+        assert sum((keys(parts[r][number].packs) for r in range(ranks)), []) == packs
+        assert all(list(part[number].keys) == packs for part in parts)
 
 
 def test_a_loader_goes_on_from_any_position_with_other_ranks(manifest):
@@ -85,14 +84,13 @@ def test_ranks_must_divide_the_packs_of_a_step(manifest):
 @pytest.fixture
 def bytes_read(monkeypatch):
     """(offset, size) of every read of a shard."""
-    reads, pread = [], os.pread
+    reads, read_into = [], Files.read_into
 
-    def recorded(descriptor, size, offset):
-        data = pread(descriptor, size, offset)
-        reads.append((offset, len(data)))
-        return data
+    def recorded(files, root, name, start, memory):
+        reads.append((start, len(memory)))
+        return read_into(files, root, name, start, memory)
 
-    monkeypatch.setattr("data.loader.os.pread", recorded)
+    monkeypatch.setattr(Files, "read_into", recorded)
     return reads
 
 
@@ -139,7 +137,7 @@ def damaged(tmp_path, member, *, key="film/clip0007"):
     manifest = write_latents(tmp_path / "set", [sample(i) for i in range(20)])
     row = manifest.keys().index(key)
     place = manifest.row(row)
-    path = manifest.folder / place["shard"]
+    path = Path(manifest.folder) / place["shard"]
     data = bytearray(path.read_bytes())
     data[place[f"{member}_offset"] + place[f"{member}_size"] - 2] ^= 1
     path.write_bytes(data)
@@ -176,7 +174,7 @@ def test_metadata_without_captions_is_an_error_with_shard_and_key(tmp_path, monk
 
 def test_an_error_of_the_reading_thread_reaches_the_consumer(tmp_path):
     manifest, _, path = damaged(tmp_path, "latent")
-    loader = Loader(PackPlan(manifest, seed=0, tokens_per_pack=100), packs_per_step=2)
+    loader = Loader(PackPlan(DataSet.of(manifest), seed=0, tokens_per_pack=100), packs_per_step=2)
     with pytest.raises(ValueError, match=f"{path}: sample film/clip0007"):
         steps(loader, 20)
     with pytest.raises(ValueError, match="film/clip0007"):
