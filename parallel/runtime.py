@@ -69,6 +69,8 @@ class Grid:
         self.data_group = parallel_state.get_data_parallel_group()
         self.replica_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         self.model_group = parallel_state.get_model_parallel_group()
+        self.pack_group = parallel_state.get_tensor_and_context_parallel_group()
+        """Ranks of one stage that work on the same packs."""
         self.tensor_rank, self.tensor_size = self.tensor_group.rank(), self.tensor_group.size()
         self.context_rank, self.context_size = self.context_group.rank(), self.context_group.size()
         self.pipeline_rank, self.pipeline_size = self.pipeline_group.rank(), self.pipeline_group.size()
@@ -83,6 +85,11 @@ class Grid:
     def is_last_stage(self) -> bool:
         return self.pipeline_rank == self.pipeline_size - 1
 
+    @property
+    def is_first_of_packs(self) -> bool:
+        """Whether it is this rank, of those of its stage with the same packs, that reads them."""
+        return self.pack_group.rank() == 0
+
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank."""
         found = torch.tensor(int(flag), device=self.device)
@@ -95,6 +102,13 @@ class Grid:
         if self.data_size > 1:
             dist.all_reduce(total, group=self.data_group)
         return total.to(tensor.device)
+
+    def hand_on(self, memory: Tensor) -> None:
+        """Overwrite `memory` with that of the first of the ranks with the same packs; all bring as many bytes."""
+        passed = memory.to(self.device)
+        dist.broadcast(passed, src=dist.get_global_rank(self.pack_group, 0), group=self.pack_group)
+        if passed is not memory:
+            memory.copy_(passed)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The `value` of every rank, in rank order; values travel as JSON, so tuples come back as lists."""
@@ -128,6 +142,7 @@ class Grid:
             self.data_group,
             self.replica_group,
             self.model_group,
+            self.pack_group,
             self.pipeline_group,
         ):
             dist.all_reduce(torch.zeros(1, device=self.device), group=group)

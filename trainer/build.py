@@ -42,7 +42,10 @@ class Run:
     metrics: Metrics
 
     def loader(self, start: Position) -> Loader:
-        """This data rank's packs from a position on; only the two ends of the pipeline read latents."""
+        """This data rank's packs from a position on; only the two ends of the pipeline read latents.
+
+        Of the ranks that share packs on a stage, one reads them and hands on their bytes.
+        """
         grid = self.grid
         return Loader(
             self.plan,
@@ -52,8 +55,10 @@ class Run:
                 data_rank=grid.data_rank,
                 data_size=grid.data_size,
                 latents=grid.is_first_stage or grid.is_last_stage,
+                reads=grid.is_first_of_packs,
             ),
-            prefetch_steps=self.config.data.prefetch_steps,
+            ahead=self.config.data.read_ahead(pin=grid.device.type == "cuda"),
+            hand_on=grid.hand_on if grid.pack_group.size() > 1 else None,
         )
 
     @property

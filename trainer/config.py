@@ -6,6 +6,7 @@ from typing import Any
 
 from data.curriculum import StageConfig
 from data.mixture import MixConfig
+from data.step import ReadAhead
 from diffusion.timesteps import FlowConfig
 from model.dit import DiTConfig
 from model.text import TextConfig
@@ -29,6 +30,13 @@ class DataConfig:
     window: int = 4096
     """Samples shuffled together; order and packing never look further than this."""
     prefetch_steps: int = 4
+    """Steps that lie ready or are being read; half of them are read together."""
+    prefetch_bytes: int = 1 << 30
+    """Memory for them, on each rank that reads."""
+    workers: int = 1
+    """Processes of each such rank that read; 0 reads in a thread, where nothing ends a read that hangs."""
+    read_timeout_s: float = 120.0
+    """For each read: a worker that takes longer is replaced once, then the run stops."""
     weight: float = 1.0
     """How often its samples come in an epoch."""
     others: dict[str, float] = field(default_factory=dict)
@@ -42,14 +50,25 @@ class DataConfig:
     """Train on the first N samples only (`debug=overfit`)."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_pack", "packs_per_step", "window", "prefetch_steps"):
+        for name in ("tokens_per_pack", "packs_per_step", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+        self.read_ahead()
         for folder, weight in {self.folder: self.weight, **self.others}.items():
             if not weight > 0:
                 raise ValueError(f"data: the weight {weight} of {folder} must be above 0; leave it out instead")
         if self.folder in self.others:
             raise ValueError(f"data.others names {self.folder}, which is data.folder: set data.weight instead")
+
+    def read_ahead(self, *, pin: bool = False) -> ReadAhead:
+        """How a loader reads."""
+        return ReadAhead(
+            steps=self.prefetch_steps,
+            num_bytes=self.prefetch_bytes,
+            workers=self.workers,
+            timeout_s=self.read_timeout_s,
+            pin=pin,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +157,10 @@ class TrainConfig:
         """The settings that decide a run's numbers (its length bends the schedule); others at resume are refused."""
         plain = asdict(self)
         kept = {key: plain[key] for key in ("seed", "model", "flow", "optim", "schedule", "data")}
-        for movable in ("folder", "codec", "prefetch_steps", "others", "cost"):  # the shards' hashes are compared
-            del kept["data"][movable]
+        movable = ["prefetch_steps", "prefetch_bytes", "workers", "read_timeout_s"]
+        movable += ["folder", "codec", "others", "cost"]  # the shards' hashes are compared
+        for name in movable:
+            del kept["data"][name]
         kept["run"] = {name: plain["run"][name] for name in ("steps", "ema_half_life_fraction")}
         return _flat(kept)
 

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from data.loader import Loader, StepData
@@ -16,6 +17,10 @@ from trainer.schedule import learning_rate
 from trainer.signals import EXIT_STOPPED, StopRequest
 
 _KEYS_NAMED = 8
+_STRAGGLES = 5.0
+"""A rank straggles that waits for data so many times as long as the median rank,"""
+_STRAGGLES_FROM = 0.02
+"""and at least this share of the time."""
 
 
 @dataclass
@@ -65,15 +70,14 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
 
 
 def fetch(run: Run, loader: Loader) -> StepData:
-    """The next step's packs."""
-    batch, failure = None, None
+    """The next step's packs. They are handed on between ranks only where all could read what they read."""
+    failure = None
     try:
-        batch = next(loader)
+        loader.wait()
     except ValueError as error:
         failure = str(error)
     refuse_together(run, failure)
-    assert batch is not None
-    return batch
+    return next(loader)
 
 
 def refuse_together(run: Run, failure: str | None = None) -> None:
@@ -198,7 +202,7 @@ class Pace:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.seconds = {"data": 0.0, "step": 0.0}
-        self.tokens, self.steps = 0, 0
+        self.tokens, self.steps, self.waited_s = 0, 0, 0.0
         self.total_s, self.total_steps = 0.0, 0
 
     def measured(self, part: str) -> "Measured":
@@ -208,6 +212,7 @@ class Pace:
         """Write a row every `log_every` steps: rates are over the steps since the last row."""
         self.tokens += batch.video_tokens
         self.steps += 1
+        self.waited_s += batch.waited_s
         steps = self.run.config.run.steps
         if not due(self.run.config.run.log_every, progress.step, last=progress.step == steps):
             return
@@ -222,7 +227,7 @@ class Pace:
             "epoch": progress.epoch,
             "tokens_per_s": round(self.tokens / elapsed, 1),
             "s_per_step": round(elapsed / self.steps, 4),
-            "data_wait": round(self.seconds["data"] / elapsed, 4),
+            **self._waits(progress.step, elapsed),
             "fill": round(batch.video_tokens / batch.token_budget, 4),
             "imbalance": round(batch.imbalance, 4),
         }
@@ -234,7 +239,30 @@ class Pace:
             f"fill {row['fill']:.2f}  left {left_s / 60:.1f} min"
         )
         self.seconds.update(data=0.0, step=0.0)
-        self.tokens, self.steps = 0, 0
+        self.tokens, self.steps, self.waited_s = 0, 0, 0.0
+
+    def _waits(self, step: int, elapsed: float) -> dict[str, float]:
+        """Share of the time for which ranks that read waited for data: mean, largest and whose that was.
+
+        Of the stages of a data rank the one that waited longest counts.
+        """
+        grid = self.run.grid
+        told = grid.gather_objects([grid.data_rank, self.waited_s])
+        waits: list[tuple[float, int]] = [(0.0, 0)] * grid.data_size
+        for rank, (data_rank, seconds) in enumerate(told):
+            waits[data_rank] = max(waits[data_rank], (seconds, -rank))
+        longest, rank = max(waits)
+        usual = median(seconds for seconds, _ in waits)
+        if longest > _STRAGGLES * usual and longest > _STRAGGLES_FROM * elapsed and grid.data_size > 1:
+            self.run.metrics.say(
+                f"step {step}: rank {-rank} waited {longest:.2f} s of {elapsed:.2f} s for its data, ranks usually "
+                f"{usual:.2f} s: look at that node's storage, or raise data.workers and data.prefetch_steps"
+            )
+        return {
+            "data_wait": round(sum(seconds for seconds, _ in waits) / len(waits) / elapsed, 4),
+            "data_wait_max": round(longest / elapsed, 4),
+            "data_wait_rank": -rank,
+        }
 
 
 class Measured:

@@ -1,11 +1,10 @@
-import os
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from data.loader import Loader, RankShare, ReadAhead, SampleReader, read_sample
+from data.loader import Loader, RankShare, SampleReader, read_sample
 from data.manifest import Manifest
 from data.mixture import DataSet
 from data.pack import PackPlan, Position

@@ -103,6 +103,22 @@ GRID_MUTANTS = [
         check="grid",
     ),
     Mutant(
+        name="hand_on: packs not handed on",
+        file=RUNTIME,
+        old="        dist.broadcast(passed, src=dist.get_global_rank(self.pack_group, 0), group=self.pack_group)\n",
+        new="",
+        layout="tp2",
+        check="grid",
+    ),
+    Mutant(
+        name="hand_on: to the ranks of other packs too",
+        file=RUNTIME,
+        old="dist.get_global_rank(self.pack_group, 0), group=self.pack_group",
+        new="0",
+        layout="dp2",
+        check="grid",
+    ),
+    Mutant(
         name="gather_objects: own size only",
         file=RUNTIME,
         old="        dist.all_gather(sizes, torch.tensor([text.numel()], device=self.device))\n",

@@ -129,6 +129,10 @@ def of_the_grid(grid, folder):
     findings.compare("any", 0.0 if flags == [False, True, True] else math.nan, "", 0.0)
     total = float(grid.sum_over_data(torch.tensor(2.0**grid.data_rank)))
     findings.compare("sum_over_data", abs(total - (2**grid.data_size - 1)), "", 0.0)
+    memory = torch.full((5,), grid.rank, dtype=torch.uint8)
+    grid.hand_on(memory)
+    reader = grid.rank - grid.tensor_rank - grid.tensor_size * grid.context_rank
+    findings.compare("hand_on", 0.0 if memory.tolist() == [reader] * 5 else math.nan, "", 0.0)
     late = folder / f"late_{grid.gather_objects(os.getpid())[0]}"
     if grid.rank == 0:
         time.sleep(0.5)
