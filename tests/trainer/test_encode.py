@@ -15,6 +15,7 @@ from data.latents import LatentConfig
 from data.lattice import ClipConfig
 from data.loader import Loader, read_sample
 from data.manifest import Manifest
+from data.mixture import DataSet
 from data.pack import PackPlan
 from model.codec import CodecConfig, build_codec, codec_identity, save_codec
 from model.codec_patch import PatchCodecConfig
@@ -77,7 +78,7 @@ def test_every_clip_is_encoded_as_it_would_be_alone(config):
 
 def test_what_is_encoded_can_be_loaded(config):
     manifest = run(config).select("train")
-    with Loader(PackPlan(manifest, seed=0, tokens_per_pack=64), packs_per_step=2) as loader:
+    with Loader(PackPlan(DataSet.of(manifest), seed=0, tokens_per_pack=64), packs_per_step=2) as loader:
         step = next(loader)
     assert all(sum(s.video_tokens for s in pack) <= 64 for pack in step.packs)
 
