@@ -284,7 +284,7 @@ class Loader(Iterator[StepData]):
         step = StepData(
             position_after=after,
             packs=(),
-            epochs=tuple(pack.epoch for pack in mine),
+            visits=tuple(pack.visits for pack in mine),
             rows=tuple(pack.rows for pack in packs),
             video_tokens=sum(pack.video_tokens for pack in packs),
             token_budget=self.packs_per_step * self.plan.plans[0].tokens_per_pack,

@@ -20,8 +20,8 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 class Sample:
     """One stored sample. May be shared between steps: never write into its tensors.
 
-    Tensors that are stored as float32 view the loader's memory, others are converted copies. Either way they stay as
-    they are for as long as somebody holds them: the loader reads nothing into memory that a tensor views.
+    Tensors have the type they are stored in: convert where they are computed with. They view the memory that the loader
+    read into, and keep it: nothing is read into it as long as a tensor, or a view of one, lives.
     """
 
     key: str
@@ -30,9 +30,9 @@ class Sample:
     latent_shape: tuple[int, int, int, int]
     """(C, T, H, W), from the manifest."""
     latent_CTHW: Tensor | None
-    """float32, normalised; None where latents are not read."""
+    """Normalised; None where latents are not read."""
     text: dict[str, Tensor]
-    """Caption kind -> embedding `[n, E]` float32, valid tokens only."""
+    """Caption kind -> embedding `[n, E]`, valid tokens only."""
     captions: dict[str, str]
     source: str
     video_tokens: int
@@ -84,7 +84,7 @@ def wanted_members(*, latents: bool) -> tuple[str, ...]:
 
 
 def tensors_in(memory: Tensor, start: int, size: int) -> dict[str, Tensor]:
-    """Tensors of a safetensors file that lies in `memory` (uint8), as float32. ValueError where it is none."""
+    """Tensors of a safetensors file that lies in `memory` (uint8). ValueError where it is none."""
     data = memory[start : start + size]
     length = int.from_bytes(data[:_LENGTH_BYTES].numpy().tobytes(), "little")
     first = _LENGTH_BYTES + length
@@ -95,7 +95,7 @@ def tensors_in(memory: Tensor, start: int, size: int) -> dict[str, Tensor]:
         part = data[first + begin : first + end]
         if (start + first + begin) % dtype.itemsize:
             part = part.clone()  # an address that no tensor of this type may have
-        out[name] = part.view(dtype).view(shape).float()
+        out[name] = part.view(dtype).view(shape)
     return out
 
 
@@ -125,5 +125,5 @@ def _check_latent(latent_CTHW: Tensor, shape: tuple[int, ...], places: Places, n
             f"{places.where(number)} has shape {tuple(latent_CTHW.shape)}, the manifest says {shape}: encode again"
         )
     # A sum over all is cheap, and finite where every value is, unless it overflows.
-    if not math.isfinite(float(latent_CTHW.sum())) and not bool(torch.isfinite(latent_CTHW).all()):
+    if not math.isfinite(float(latent_CTHW.sum(dtype=torch.float32))) and not bool(torch.isfinite(latent_CTHW).all()):
         raise ValueError(f"{places.where(number)} has NaN or Inf in its latent: encode the clips again")

@@ -54,8 +54,8 @@ class StepData:
     position_after: Position
     packs: tuple[tuple[Sample, ...], ...]
     """This rank's packs."""
-    epochs: tuple[int, ...]
-    """Epoch of each of this rank's packs."""
+    visits: tuple[tuple[int, ...], ...]
+    """Of each sample of this rank's packs: how often it came before."""
     rows: tuple[tuple[int, ...], ...]
     """Rows of every pack of the step, over all ranks."""
     video_tokens: int

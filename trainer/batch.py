@@ -1,7 +1,7 @@
 """From samples to one pack of model inputs and flow-matching targets.
 
 Shapes: L tokens of a pack, P values of a patch, C x T x H x W a latent, n x E a text embedding. Everything that is
-drawn is keyed by (run seed, epoch, sample key), so a sample's part in the loss does not depend on the layout.
+drawn is keyed by (run seed, visit, sample key), so a sample's part in the loss does not depend on the layout.
 """
 
 import math
@@ -65,14 +65,14 @@ class EvaluationItem:
     text_from: Sample
 
 
-def build_microbatch(samples: Sequence[Sample], recipe: PackRecipe, *, epoch: int) -> Microbatch:
-    """Draw noise levels, conditions, captions and noise for one pack of samples.
+def build_microbatch(samples: Sequence[Sample], recipe: PackRecipe, *, visits: Sequence[int]) -> Microbatch:
+    """Draw noise levels, conditions, captions and noise for one pack of samples, anew for each visit of a sample.
 
     Without patches and targets no noise is drawn, and the samples need no latents; all else is the same.
     """
     levels, texts, noised, targets = [], [], [], []
-    for sample in samples:
-        key = (recipe.seed, epoch, sample.key)
+    for sample, visit in zip(samples, visits, strict=True):
+        key = (recipe.seed, visit, sample.key)
         frame_levels = draw_noise_levels(
             recipe.flow,
             num_frames=sample.latent_shape[1],
@@ -130,7 +130,7 @@ def text_of(sample: Sample, caption_kind: str) -> Tensor:
         raise ValueError(
             f"sample {sample.key} has no caption of kind {caption_kind!r}; it has {', '.join(sorted(sample.text))}"
         )
-    return sample.text[caption_kind]
+    return sample.text[caption_kind].float()
 
 
 def _latent_of(sample: Sample) -> Tensor:
@@ -144,7 +144,7 @@ def _draw_text(sample: Sample, flow: FlowConfig, generator: torch.Generator, nul
     choice = int(torch.randint(max(len(kinds), 1), (), generator=generator))
     if drop_caption(flow, generator) or not kinds:
         return null_text
-    return sample.text[kinds[choice]]
+    return sample.text[kinds[choice]].float()
 
 
 def count_tokens(latent_shape: Sequence[int], patch_size: tuple[int, int, int]) -> int:

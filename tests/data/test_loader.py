@@ -36,7 +36,7 @@ def test_a_step_holds_the_planned_packs(manifest):
         planned, position = data_plan.step(position, 4)
         assert [tuple(s.index for s in pack) for pack in step.packs] == [pack.rows for pack in planned]
         assert step.position_after == position
-        assert step.epochs == tuple(pack.epoch for pack in planned)
+        assert step.visits == tuple(pack.visits for pack in planned)
         assert step.keys == tuple(keys(step.packs))
         assert step.video_tokens == sum(s.video_tokens for pack in step.packs for s in pack)
         assert step.token_budget == 400
@@ -55,7 +55,7 @@ def test_the_global_stream_does_not_depend_on_the_ranks(manifest, ranks):
     shares = [RankShare(data_rank=r, data_size=ranks) for r in range(ranks)]
     parts = [steps(Loader(plan(manifest), packs_per_step=4, share=share), 10) for share in shares]
     for number, packs in enumerate(whole):
-        assert sum((keys(parts[r][number].packs) for r in range(ranks)), []) == packs
+        assert [key for part in parts for key in keys(part[number].packs)] == packs
         assert all(list(part[number].keys) == packs for part in parts)
 
 
@@ -123,9 +123,9 @@ def test_a_loader_without_latents_gives_the_same_steps(manifest):
     share = RankShare(latents=False)
     for step, expected in zip(steps(Loader(plan(manifest), packs_per_step=4, share=share), 8), whole, strict=True):
         assert keys(step.packs) == keys(expected.packs)
-        assert (step.position_after, step.epochs, step.video_tokens) == (
+        assert (step.position_after, step.visits, step.video_tokens) == (
             expected.position_after,
-            expected.epochs,
+            expected.visits,
             expected.video_tokens,
         )
         assert all(one.latent_CTHW is None for pack in step.packs for one in pack)
@@ -163,8 +163,8 @@ def test_metadata_without_captions_is_an_error_with_shard_and_key(tmp_path, monk
     manifest = write_latents(tmp_path / "set", [sample(0)])
     members = SampleReader._members
 
-    def with_meta(reader, place, where):
-        return members(reader, place, where) | {"json": meta}
+    def with_meta(reader, *where):
+        return members(reader, *where) | {"json": meta}
 
     monkeypatch.setattr(SampleReader, "_members", with_meta)
     with pytest.raises(ValueError, match="000000.tar: sample film/clip0000 cannot be read .*: encode the clips again"):

@@ -60,7 +60,8 @@ def encoded(number: int, source: int, split: str) -> EncodedSample:
         captions={"short": f"clip {number}", "descriptive": f"a line about clip {number}"},
         source=f"film/shot-{source:03d}",
         split=split,  # type: ignore[arg-type]
-        meta={"fps": 8.0},
+        fps=8.0,
+        meta={},
     )
 
 
@@ -155,7 +156,7 @@ def train_dit(case: RunCase, *, steps: int) -> VideoDiT:
     manifest = Manifest.read(case.shards)
     training = manifest.select("train")
     reader = SampleReader(training)
-    samples = [reader.read(row) for row in range(len(training))]
+    samples = [reader.read(int(row)) for row in training.row_numbers]
     reader.close()
     tokens = sum(sample.video_tokens for sample in samples)
     recipe = PackRecipe(
@@ -166,7 +167,7 @@ def train_dit(case: RunCase, *, steps: int) -> VideoDiT:
         null_text=manifest.null_text(),
     )
     for step in range(steps):
-        pack = build_microbatch(samples, recipe, epoch=step)
+        pack = build_microbatch(samples, recipe, visits=[step] * len(samples))
         loss = (dit(pack.inputs) - pack.target_LP).square().mean()
         optimizer.zero_grad()
         loss.backward()

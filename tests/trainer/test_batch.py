@@ -49,6 +49,7 @@ def make_sample(number: int) -> Sample:
         captions={kind: f"{kind} caption {number}" for kind in text},
         source=f"film {number}",
         video_tokens=count_tokens(latent_CTHW.shape, PATCH),
+        fps=8.0,
         bucket="video",
     )
 
@@ -61,7 +62,7 @@ def recipe(
 
 
 def build(samples: list[Sample], flow: FlowConfig = CONDITIONED, *, epoch: int = 0, tokens: int = 64) -> Microbatch:
-    return build_microbatch(samples, recipe(flow, tokens=tokens), epoch=epoch)
+    return build_microbatch(samples, recipe(flow, tokens=tokens), visits=[epoch] * len(samples))
 
 
 def parts(batch: Microbatch) -> dict[str, tuple[Tensor, ...]]:
@@ -183,7 +184,7 @@ def test_a_stage_has_the_parts_it_reads_of_the_whole_microbatch_bit_for_bit(
     for epoch in range(3):
         whole = fields_of(build(samples, flow, epoch=epoch, tokens=tokens))
         parts = recipe(flow, tokens=tokens, patches=patches, targets=targets)
-        part = fields_of(build_microbatch(stage, parts, epoch=epoch))
+        part = fields_of(build_microbatch(stage, parts, visits=[epoch] * len(stage)))
         whole["patch_LP"] = whole["patch_LP"] if patches else None
         whole["target_LP"] = whole["target_LP"] if targets else None
         assert part.keys() == whole.keys() >= {"row_L", "weight_L", "time_R", "text_KE", "segment_lengths"}
@@ -194,7 +195,7 @@ def test_a_stage_has_the_parts_it_reads_of_the_whole_microbatch_bit_for_bit(
 
 def test_noise_is_drawn_only_where_something_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.batch.draw_noise", lambda *_: pytest.fail("noise was drawn"))
-    assert build_microbatch([make_sample(0)], recipe(patches=False, targets=False), epoch=0).weight_L.any()
+    assert build_microbatch([make_sample(0)], recipe(patches=False, targets=False), visits=[0]).weight_L.any()
 
 
 def test_what_is_made_of_latents_needs_them() -> None:
