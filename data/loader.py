@@ -23,7 +23,7 @@ from data.pack import PackPlan, Position
 from data.places import Places
 from data.pool import Job, ReaderPool, cut_into_jobs
 from data.reads import NEIGHBOURS, Reads, packed_starts, plan_reads
-from data.sample import Sample, build_sample, wanted_members
+from data.sample import Memory, Sample, build_sample, wanted_members
 from data.step import RankShare, ReadAhead, StepData
 from data.worker import Files, describe, do_work
 
@@ -54,7 +54,7 @@ class SampleReader:
             raise ValueError(f"{places.where(0)} cannot be read ({describe(error)}): restore the shard") from error
         if damaged:
             raise ValueError(_damage(reads, damaged[0]))
-        sample = build_sample(places, 0, memory, reads.starts()[0])
+        sample = build_sample(places, 0, Memory(memory), reads.starts()[0])
         if caption_kind is None:
             return sample
         if caption_kind not in sample.text:
@@ -340,8 +340,8 @@ class Loader(Iterator[StepData]):
 
 def _packs(planned: _Planned, memory: Tensor, starts: list[dict[str, int]]) -> tuple[tuple[Sample, ...], ...]:
     """Samples of a step, those that come twice made once; `starts` in the order of its places."""
-    rows = planned.places.rows.tolist()
-    samples = {row: build_sample(planned.places, number, memory, starts[number]) for number, row in enumerate(rows)}
+    rows, viewed = planned.places.rows.tolist(), Memory(memory)
+    samples = {row: build_sample(planned.places, number, viewed, starts[number]) for number, row in enumerate(rows)}
     return tuple(tuple(samples[row] for row in pack) for pack in planned.mine)
 
 

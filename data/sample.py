@@ -14,6 +14,8 @@ from data.rows import MEMBERS
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 1 << 20
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_INF_BITS = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
+_INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,28 @@ class Sample:
         return sum(tensor.nbytes for tensor in (self.latent_CTHW, *self.text.values()) if tensor is not None)
 
 
-def build_sample(places: Places, number: int, memory: Tensor, starts: dict[str, int]) -> Sample:
-    """The sample at a number of `places`, whose wanted members begin at `starts` in `memory` (uint8).
+class Memory:
+    """Bytes that members of samples lie in, and tensors that view them."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        """uint8, with all of its storage."""
+        assert tensor.storage_offset() == 0
+        self.tensor, self.bytes = tensor, memoryview(tensor.numpy().data)
+        self._typed: dict[torch.dtype, Tensor] = {}
+
+    def view(self, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...], start: int) -> Tensor:
+        """The tensor whose first byte is at `start`; a copy only where no tensor of this type may lie there."""
+        offset, odd = divmod(start, dtype.itemsize)
+        if odd:
+            return self.tensor[start : start + math.prod(shape) * dtype.itemsize].clone().view(dtype).view(shape)
+        if dtype not in self._typed:
+            whole = len(self.tensor) // dtype.itemsize * dtype.itemsize
+            self._typed[dtype] = self.tensor[:whole].view(dtype)
+        return self._typed[dtype].as_strided(shape, strides, offset)
+
+
+def build_sample(places: Places, number: int, memory: Memory, starts: dict[str, int]) -> Sample:
+    """The sample at a number of `places`, whose wanted members begin at `starts` in `memory`.
 
     ValueError names shard and key.
     """
@@ -54,12 +76,11 @@ def build_sample(places: Places, number: int, memory: Tensor, starts: dict[str, 
     shape = places.latent_shape(number)
     latent_CTHW = None
     try:
-        parts = {member: (start, int(columns[f"{member}_size"][number])) for member, start in starts.items()}
         if "latent" in starts:
-            latent_CTHW = tensors_in(memory, *parts["latent"])["latent"]
-        text = tensors_in(memory, *parts["text"])
-        start, size = parts["json"]
-        captions = json.loads(memory[start : start + size].numpy().tobytes())["captions"]
+            latent_CTHW = tensors_in(memory, starts["latent"], int(columns["latent_size"][number]))["latent"]
+        text = tensors_in(memory, starts["text"], int(columns["text_size"][number]))
+        start = starts["json"]
+        captions = json.loads(str(memory.bytes[start : start + columns["json_size"][number]], "utf-8"))["captions"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{places.where(number)} cannot be read ({error!r}): encode the clips again") from error
     if latent_CTHW is not None:
@@ -83,25 +104,21 @@ def wanted_members(*, latents: bool) -> tuple[str, ...]:
     return tuple(member for member in MEMBERS if latents or member != "latent")
 
 
-def tensors_in(memory: Tensor, start: int, size: int) -> dict[str, Tensor]:
-    """Tensors of a safetensors file that lies in `memory` (uint8). ValueError where it is none."""
-    data = memory[start : start + size]
-    length = int.from_bytes(data[:_LENGTH_BYTES].numpy().tobytes(), "little")
-    first = _LENGTH_BYTES + length
+def tensors_in(memory: Memory, start: int, size: int) -> dict[str, Tensor]:
+    """Tensors of a safetensors file that lies in `memory`. ValueError where it is none."""
+    first = start + _LENGTH_BYTES
+    length = int.from_bytes(memory.bytes[start:first], "little")
     if not 0 < length <= min(_LONGEST_HEADER, size - _LENGTH_BYTES):
         raise ValueError(f"no safetensors: header of {length} bytes")
-    out = {}
-    for name, dtype, shape, begin, end in _parse(data[_LENGTH_BYTES:first].numpy().tobytes(), size - first):
-        part = data[first + begin : first + end]
-        if (start + first + begin) % dtype.itemsize:
-            part = part.clone()  # an address that no tensor of this type may have
-        out[name] = part.view(dtype).view(shape)
-    return out
+    header = bytes(memory.bytes[first : first + length])
+    first += length
+    entries = _parse(header, size - _LENGTH_BYTES - length)
+    return {name: memory.view(dtype, shape, strides, first + begin) for name, dtype, shape, strides, begin in entries}
 
 
 @lru_cache(maxsize=4096)
-def _parse(header: bytes, size: int) -> tuple[tuple[str, torch.dtype, tuple[int, ...], int, int], ...]:
-    """Name, type, shape, first byte and end of each tensor, all within `size` bytes."""
+def _parse(header: bytes, size: int) -> tuple[tuple[str, torch.dtype, tuple[int, ...], tuple[int, ...], int], ...]:
+    """Name, type, shape, strides and first byte of each tensor, all within `size` bytes."""
     entries = []
     for name, entry in json.loads(header).items():
         if name == "__metadata__":
@@ -109,13 +126,11 @@ def _parse(header: bytes, size: int) -> tuple[tuple[str, torch.dtype, tuple[int,
         if entry["dtype"] not in _DTYPES:
             raise ValueError(f"{name} is {entry['dtype']}, not floating point")
         dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-        if (
-            not 0 <= begin <= end <= size
-            or math.prod(shape) * dtype.itemsize != end - begin
-            or min(shape, default=1) < 0
-        ):
+        is_inside = 0 <= begin <= end <= size and min(shape, default=1) >= 0
+        if not is_inside or math.prod(shape) * dtype.itemsize != end - begin:
             raise ValueError(f"{name} of shape {shape} is not in bytes {begin} to {end} of {size}")
-        entries.append((name, dtype, shape, begin, end))
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        entries.append((name, dtype, shape, strides, begin))
     return tuple(entries)
 
 
@@ -124,6 +139,16 @@ def _check_latent(latent_CTHW: Tensor, shape: tuple[int, ...], places: Places, n
         raise ValueError(
             f"{places.where(number)} has shape {tuple(latent_CTHW.shape)}, the manifest says {shape}: encode again"
         )
-    # A sum over all is cheap, and finite where every value is, unless it overflows.
-    if not math.isfinite(float(latent_CTHW.sum(dtype=torch.float32))) and not bool(torch.isfinite(latent_CTHW).all()):
+    if not is_finite(latent_CTHW):
         raise ValueError(f"{places.where(number)} has NaN or Inf in its latent: encode the clips again")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or Inf; many times as fast as `torch.isfinite`, without memory of its own."""
+    if tensor.dtype not in _INF_BITS or not tensor.numel():
+        return bool(torch.isfinite(tensor).all())
+    bits = tensor.view(_INTEGERS[tensor.dtype.itemsize]).numpy()
+    inf = _INF_BITS[tensor.dtype]
+    # Positive values are in order of their bits, and Inf and NaN lie above them; so are negative ones, by themselves.
+    negative_inf = inf | 1 << (8 * tensor.dtype.itemsize - 1)
+    return bool(bits.max() < inf) and bool(bits.view(f"u{tensor.dtype.itemsize}").max() < negative_inf)
