@@ -129,5 +129,5 @@ def shard_place(data: DataSet, shard: int) -> ShardPlace:
         shard -= len(manifest.shards)
     info, storage = manifest.shards[shard], manifest.storage
     if storage.is_local:
-        return ShardPlace(root=None, name=os.path.abspath(storage.where(info.name)), bytes=info.bytes)
+        return ShardPlace(root=None, name=os.path.abspath(os.path.join(storage.root, info.name)), bytes=info.bytes)
     return ShardPlace(root=storage.root, name=info.name, bytes=info.bytes)

@@ -79,7 +79,7 @@ def cut_into_jobs(reads: Reads, region: Region) -> list[Job]:
     for number, (length, count) in enumerate(zip(reads.size.tolist(), reads.count.tolist(), strict=True)):
         size, members = size + length, members + count
         is_full = size >= _BYTES_PER_JOB or number + 1 - first >= _READS_PER_JOB or members >= _MEMBERS_PER_JOB
-        if is_full or number + 1 == len(reads):
+        if is_full or number + 1 == len(reads.size):
             jobs.append(Job(len(jobs) + 1, reads, region, slice(first, number + 1)))
             first, size, members = number + 1, 0, 0
     return jobs

@@ -1,15 +1,22 @@
+import gc
+import os
 import threading
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
+from data.latents import LatentWriter
 from data.loader import Loader, RankShare, SampleReader, read_sample
 from data.manifest import Manifest
 from data.mixture import DataSet
 from data.pack import PackPlan, Position
+from data.step import ReadAhead
 from data.worker import Files
 from tests.data.latent_set import sample, write_latents
+from tests.data.workers import workers_of
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +167,9 @@ def test_damage_is_met_by_those_who_read_it(tmp_path):
 
 @pytest.mark.parametrize("meta", [b"{}", b"[1]", b"}"])
 def test_metadata_without_captions_is_an_error_with_shard_and_key(tmp_path, monkeypatch, meta):
+    stored = LatentWriter._stored
+    monkeypatch.setattr(LatentWriter, "_stored", lambda writer, one: stored(writer, one) | {"json": meta})
     manifest = write_latents(tmp_path / "set", [sample(0)])
-    members = SampleReader._members
-
-    def with_meta(reader, *where):
-        return members(reader, *where) | {"json": meta}
-
-    monkeypatch.setattr(SampleReader, "_members", with_meta)
     with pytest.raises(ValueError, match="000000.tar: sample film/clip0000 cannot be read .*: encode the clips again"):
         read_sample(manifest, 0)
 
@@ -193,38 +196,145 @@ def test_only_one_caption_when_asked(manifest):
         read_sample(manifest, 0, "long")
 
 
-def test_the_cache_is_bounded_and_changes_nothing(manifest):
-    def first(cache_bytes):
-        return [step.keys for step in steps(Loader(plan(manifest), packs_per_step=3, cache_bytes=cache_bytes), 15)]
-
-    assert first(0) == first(10_000) == first(1 << 30)
-    loader = Loader(plan(manifest), packs_per_step=3, cache_bytes=10_000)
-    steps(loader, 30)
-    assert 0 < loader._cache.bytes <= 10_000
-    assert loader._cache.bytes == sum(s.num_bytes for s in loader._cache._samples.values())
-
-
-def test_closing_stops_the_thread_and_closes_the_shards(manifest):
-    before = threading.active_count()
-    loader = Loader(plan(manifest), packs_per_step=1, prefetch_steps=1)
+def test_closing_ends_thread_and_workers_and_closes_the_shards(manifest):
+    gc.collect()
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    loader = Loader(plan(manifest), packs_per_step=1, ahead=ReadAhead(steps=1, workers=2))
     next(loader)
+    assert len(workers_of()) == 2
     loader.close()
-    assert threading.active_count() == before
-    assert not loader._reader._files
+    assert threading.active_count() == threads
+    assert not workers_of()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == files
 
 
-def test_reading_ahead_is_bounded(manifest):
-    loader = Loader(plan(manifest), packs_per_step=1, prefetch_steps=2)
-    with loader:
-        next(loader)
-        assert loader._queue.maxsize == 2
+def samples_of(steps):
+    return [one for step in steps for pack in step.packs for one in pack]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+def test_ranks_one_after_another_read_the_stream_of_one(manifest, ranks):
+    def read(rank, ranks):
+        share = RankShare(data_rank=rank, data_size=ranks)
+        return steps(Loader(plan(manifest), packs_per_step=24, share=share, ahead=ReadAhead(workers=0)), 3)
+
+    whole, parts = read(0, 1), [read(rank, ranks) for rank in range(ranks)]
+    for number, step in enumerate(whole):
+        assert [pack for part in parts for pack in keys(part[number].packs)] == keys(step.packs)
+        assert [visits for part in parts for visits in part[number].visits] == list(step.visits)
+
+
+def test_an_epoch_over_changing_ranks_repeats_and_skips_nothing(tmp_path):
+    """4 ranks, then 2, then 3, each going on where the others stopped."""
+    manifest = write_latents(tmp_path / "set", [sample(i) for i in range(200)])
+    seen, position = [], Position()
+    for ranks, count in ((4, 2), (2, 1), (3, 100)):
+        for _ in range(count):
+            parts = []
+            for rank in range(ranks):
+                share = RankShare(data_rank=rank, data_size=ranks)
+                ahead = ReadAhead(workers=0, steps=1)
+                parts += steps(Loader(plan(manifest), start=position, packs_per_step=12, share=share, ahead=ahead), 1)
+            assert len({part.position_after for part in parts}) == 1
+            position = parts[0].position_after
+            visits = [visit for part in parts for pack in part.visits for visit in pack]
+            seen += [one.key for one, visit in zip(samples_of(parts), visits, strict=True) if visit == 0]
+            if position.epoch:
+                break
+    assert position.step > 4
+    assert sorted(seen) == sorted(manifest.keys())
+
+
+@pytest.mark.parametrize("latents", [True, False])
+def test_samples_that_are_handed_on_are_those_that_were_read(manifest, latents):
+    box = []
+    alone = Loader(plan(manifest), packs_per_step=4, share=RankShare(latents=latents))
+    reader = Loader(
+        plan(manifest), packs_per_step=4, share=RankShare(latents=latents), hand_on=lambda m: box.append(m.clone())
+    )
+    receiver = Loader(
+        plan(manifest),
+        packs_per_step=4,
+        share=RankShare(latents=latents, reads=False),
+        hand_on=lambda memory: memory.copy_(box.pop()),
+    )
+    with alone, reader, receiver:
+        for _ in range(12):
+            one, two, three = next(alone), next(reader), next(receiver)
+            assert one.keys == two.keys == three.keys
+            for a, b, c in zip(*(samples_of([step]) for step in (one, two, three)), strict=True):
+                assert a.key == b.key == c.key
+                assert (a.captions, a.fps, a.source, a.bucket) == (c.captions, c.fps, c.source, c.bucket)
+                assert all(torch.equal(a.text[kind], other.text[kind]) for kind in a.text for other in (b, c))
+                for other in (b, c):
+                    assert torch.equal(a.latent_CTHW, other.latent_CTHW) if latents else other.latent_CTHW is None
+
+
+def test_a_failure_is_told_before_anything_is_handed_on(tmp_path):
+    manifest, _, path = damaged(tmp_path, "text")
+    handed, taken = [], []
+    with Loader(plan(manifest), packs_per_step=1, hand_on=handed.append) as loader:
+        with pytest.raises(ValueError, match=f"{path}: sample film/clip0007"):
+            taken.extend(loader)
+        handed.clear()
+        with pytest.raises(ValueError, match=f"{path}: sample film/clip0007"):
+            loader.wait()
+    assert not handed
+
+
+def remote_copy(manifest, name):
+    files = fsspec.filesystem("memory")
+    for path in Path(manifest.folder).rglob("*"):
+        if path.is_file():
+            files.pipe_file(f"/{name}/{path.relative_to(manifest.folder)}", path.read_bytes())
+    return Manifest.read(f"memory://{name}")
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    found, cat_file = [], MemoryFileSystem.cat_file
+
+    def counted(self, path, start=None, end=None, **options):
+        found.append((path, start, end))
+        return cat_file(self, path, start=start, end=end, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", counted)
+    return found
+
+
+def test_an_object_store_gets_one_request_for_most_of_a_shard(tmp_path, requests):
+    local = write_latents(tmp_path / "set", [sample(i, grid=(2, 4, 4)) for i in range(40)], samples_per_shard=20)
+    far, ahead = remote_copy(local, "most"), ReadAhead(workers=0, steps=1)
+    requests.clear()
+    with Loader(plan(far), packs_per_step=12, ahead=ahead) as loader:
+        near = steps(Loader(plan(local), packs_per_step=12, ahead=ahead), 1)[0]
+        step = next(loader)
+        shards = {local.row(s.index)["shard"] for pack in step.packs for s in pack}
+        assert len(requests) <= 2 * len(shards)
+        assert len(samples_of([step])) > 4 * len(requests)
+    assert step.keys == near.keys
+    for one, other in zip(samples_of([step]), samples_of([near]), strict=True):
+        assert torch.equal(one.latent_CTHW, other.latent_CTHW)
+
+
+def test_a_late_position_begins_as_soon_as_the_first(manifest, bytes_read):
+    late = steps(Loader(plan(manifest), packs_per_step=2, ahead=ReadAhead(workers=0)), 30)[-1].position_after
+    counts = []
+    for start in (Position(), late):
+        bytes_read.clear()
+        with Loader(plan(manifest), start=start, packs_per_step=2, ahead=ReadAhead(workers=0, steps=1)) as loader:
+            next(loader)
+            counts.append(sum(size for _, size in bytes_read))
+    assert counts[1] < 3 * counts[0]
 
 
 def test_open_shards_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.loader._OPEN_FILES", 3)
+    monkeypatch.setattr("data.worker._OPEN_FILES", 3)
     manifest = write_latents(tmp_path / "set", [sample(i, grid=(1, 2, 2)) for i in range(12)], samples_per_shard=1)
-    reader = SampleReader(manifest)
+    reader, before = SampleReader(manifest), len(os.listdir("/proc/self/fd"))
     for row in range(12):
         reader.read(row)
-        assert len(reader._files) <= 3
+        assert len(os.listdir("/proc/self/fd")) <= before + 3
     reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
