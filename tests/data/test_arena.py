@@ -131,7 +131,8 @@ def test_what_is_read_ahead_is_bounded_in_steps_and_bytes(manifest):
         assert loader._queue.qsize() == 3
     ahead = ReadAhead(steps=100, workers=0, num_bytes=1 << 16)
     with Loader(plan(manifest), packs_per_step=4, ahead=ahead) as loader:
-        until(lambda: loader._unread)
+        until(lambda: loader._unread and loader._queue.qsize())
+        time.sleep(0.1)
         assert loader._arena.taken_bytes <= 1 << 16
         assert 1 <= loader._queue.qsize() < 30
         ready = loader._queue.qsize()

@@ -8,7 +8,7 @@ from layout_reference import read_ranks
 from parallel.dims import ParallelDims
 from parallel.runtime import Grid
 
-GROUPS = ["TENSOR_MODEL", "CONTEXT", "DATA", "DATA_WITH_CP", "MODEL", "PIPELINE_MODEL"]
+GROUPS = ["TENSOR_MODEL", "CONTEXT", "DATA", "DATA_WITH_CP", "MODEL", "TENSOR_AND_CONTEXT", "PIPELINE_MODEL"]
 
 
 def test_collectives_of_the_grid(layouts):

@@ -71,7 +71,8 @@ def test_what_is_observed_along_the_way_is_checked_before_the_first_step(config)
 def stage_run(config, *, first, last):
     """What a rank of a stage reads from."""
     manifest, plan = open_shards(config)
-    grid = SimpleNamespace(data_rank=0, data_size=1, is_first_stage=first, is_last_stage=last)
+    grid = SimpleNamespace(data_rank=0, data_size=1, is_first_stage=first, is_last_stage=last, is_first_of_packs=True)
+    grid.device, grid.pack_group = torch.device("cpu"), SimpleNamespace(size=lambda: 1)
     parts = {"config": config, "grid": grid, "manifest": manifest, "plan": plan, "null_text": manifest.null_text()}
     return Run(**parts, engine=None, heldout=None, samples=None, metrics=None)
 
