@@ -40,6 +40,8 @@ class EncodedSample:
     captions: dict[str, str]
     source: str
     split: Split
+    fps: float
+    """Rate of the frames the latent was made of."""
     meta: dict[str, Any]
 
 
@@ -99,7 +101,7 @@ class LatentWriter:
         row: dict[str, Any] = {"key": sample.key, "shard": writer.name, "source": sample.source, "split": sample.split}
         row |= {"video_tokens": tokens, "text_tokens": max(len(text) for text in sample.text.values())}
         row |= dict(zip(("grid_t", "grid_h", "grid_w"), sample.latent_CTHW.shape[1:], strict=True))
-        row |= {"modality": modality, "bucket": bucket} | _places(places)
+        row |= {"modality": modality, "bucket": bucket, "fps": sample.fps} | _places(places)
         for name, column in self._columns.items():
             column.append(row[name])
         if writer.count >= self.config.samples_per_shard:
@@ -115,7 +117,11 @@ class LatentWriter:
         for name, tensor in (latent | text).items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"not finite: {name} has NaN or Inf as {self.config.dtype}")
-        meta = sample.meta | {"captions": sample.captions, "source": sample.source, "split": sample.split}
+        meta = (
+            {"fps": sample.fps}
+            | sample.meta
+            | {"captions": sample.captions, "source": sample.source, "split": sample.split}
+        )
         return {
             MEMBERS["json"]: json.dumps(meta).encode(),
             MEMBERS["latent"]: safetensors.torch.save(latent),

@@ -40,6 +40,8 @@ class Sample:
     source: str
     video_tokens: int
     bucket: str
+    fps: float
+    """Rate of its frames, before the codec."""
 
     @property
     def num_bytes(self) -> int:
@@ -87,6 +89,7 @@ class SampleReader:
             source=place["source"],
             video_tokens=place["video_tokens"],
             bucket=place["bucket"],
+            fps=place.get("fps", self.manifest.identity.fps),
         )
 
     def _members(self, place: dict[str, Any], where: str) -> dict[str, bytes]:

@@ -27,6 +27,9 @@ class DataConfig:
     window: int = 4096
     """Samples shuffled together; order and packing never look further than this."""
     prefetch_steps: int = 4
+    position_fps: float | None = None
+    """Temporal positions count frames of this rate: latent frame k of a clip lies at k * position_fps / its own rate.
+    None: at k, whatever the rate."""
     limit_samples: int | None = None
     """Train on the first N samples only (`debug=overfit`)."""
 
@@ -34,6 +37,8 @@ class DataConfig:
         for name in ("tokens_per_pack", "packs_per_step", "window", "prefetch_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+        if self.position_fps is not None and not self.position_fps > 0:
+            raise ValueError(f"data.position_fps={self.position_fps} must be above 0, or null to count frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +87,16 @@ class SamplesConfig:
     height: int = 64
     width: int = 112
     frames: int = 17
+    fps: float | None = None
+    """Rate they are made for where the model knows rates; None takes `data.position_fps`."""
     steps: int = 24
     guidance: float = 3.0
     seed: int = 0
     attribution: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError(f"samples.fps={self.fps} must be above 0, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +135,7 @@ class TrainConfig:
         kept = {key: plain[key] for key in ("seed", "model", "flow", "optim", "schedule", "data")}
         for movable in ("folder", "codec", "prefetch_steps"):
             del kept["data"][movable]
+        kept["text"] = {"pad_to": self.text.pad_to}
         kept["run"] = {name: plain["run"][name] for name in ("steps", "ema_half_life_fraction")}
         return _flat(kept)
 

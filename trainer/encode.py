@@ -188,8 +188,8 @@ def encode(
                 captions=clip.captions,
                 source=clip.source,
                 split=split_of(clip.source, config.heldout_fraction),
+                fps=clip.fps,
                 meta={
-                    "fps": clip.fps,
                     "start_s": clip.start_s,
                     "native_height": clip.native_height,
                     "native_width": clip.native_width,

@@ -25,7 +25,8 @@ def sample(number, *, channels=4, text_dim=8, grid=None, heldout_every=0):
         captions={"short": f"clip {number}", "descriptive": f"a line about clip {number}"},
         source=f"shot{number}",
         split="heldout" if heldout else "train",
-        meta={"fps": 8.0},
+        fps=8.0,
+        meta={},
     )
 
 

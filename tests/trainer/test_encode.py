@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def test_every_clip_is_encoded_as_it_would_be_alone(config):
     assert manifest.identity.caption_kinds == ("descriptive", "short")
     assert (manifest.identity.latent_channels, manifest.identity.text_dim) == (3, 2)
     assert torch.equal(manifest.null_text(), torch.tensor([[0.0, 1.0]]))
+
+
+def test_clips_may_keep_their_own_rates(config, tmp_path):
+    clips = [source("film", video(frames=24, fps=24)), source("tv", video(frames=50, fps=25))]
+    write_clip_shards(clips, tmp_path / "rates")
+    manifest = run(replace(config, clips=str(tmp_path / "rates"), clip=replace(CLIP, fps=None)))
+    rates = {}
+    for path in Path(config.folder).glob("*/*.tar"):
+        with tarfile.open(path) as tar:
+            for member in (m for m in tar if m.name.endswith(".json")):
+                rates[member.name.removesuffix(".json")] = json.load(tar.extractfile(member))["fps"]
+    assert rates == {"film_w00": 24.0, "film_w01": 24.0, "tv_w00": 25.0, "tv_w01": 25.0, "tv_w02": 25.0}
+    assert sorted(rates) == sorted(manifest.keys())
 
 
 def test_what_is_encoded_can_be_loaded(config):
