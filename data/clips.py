@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -156,17 +156,25 @@ def _read_index(folder: Path) -> dict[str, ShardInfo] | None:
     return {shard.name: shard for shard in shards}
 
 
-def read_clips(folder: str | Path, config: ClipConfig, report: ClipReport | None = None) -> Iterator[Clip]:
-    """Stream every clip of a folder as windows on the lattice, in shard order.
+def read_clips(
+    folder: str | Path,
+    config: ClipConfig,
+    report: ClipReport | None = None,
+    *,
+    shards: Sequence[Path] | None = None,
+    seen: set[str] | None = None,
+) -> Iterator[Clip]:
+    """Stream every clip of a folder, or of some of its shards, as windows on the lattice, in shard order.
 
     Windows come while their clip is decoded, so that no more than one of them is held, whatever the clip's length.
     A clip that cannot be used is skipped, and `report` says which and why; so is what a damaged shard loses. Of a
-    clip with damage in its middle the windows before it are kept.
+    clip with damage in its middle the windows before it are kept. `seen` has the keys of clips read before, and takes
+    those of the clips read now.
     """
     report = report if report is not None else ClipReport()
     index = _read_index(Path(folder))
-    seen: set[str] = set()
-    for path in clip_shards(folder):
+    seen = seen if seen is not None else set()
+    for path in shards if shards is not None else clip_shards(folder):
         damage = tar_damage(path)
         if damage:
             report.skip(shard=path.name, key="", reason=damage)

@@ -85,7 +85,8 @@ class DecodedClip(Iterator[Tensor]):
 def decoded_clip(data: bytes, config: ClipConfig, *, extension: str) -> Iterator[DecodedClip]:
     """Decode, resample to `config.fps` or to the clip's own rate by time, scale and crop.
 
-    Raises DecodeError with the reason, here or while frames are taken.
+    A clip's own rate is known when all of it was decoded once, so then it is decoded twice. Raises DecodeError with
+    the reason, here or while frames are taken.
     """
     if extension in IMAGE_EXTENSIONS:
         fps, longest = config.fps or _STILL_FPS, 1
