@@ -217,34 +217,49 @@ def _windows(
     extension, meta = _media_and_meta(sample)
     number = used = 0
     try:
-        with decoded_clip(sample[extension], config, extension=extension) as decoded:
-            for window in stream_windows(decoded, config, is_image=extension in IMAGE_EXTENSIONS):
-                name = key if window.is_only else f"{key}_w{number:02d}"
-                clip = _clip(name, decoded, window, meta=meta, shard=shard)
-                if number == 0:
-                    _check_tokens(clip, config)
-                    report.source_clips += 1
-                number, used = number + 1, used + len(clip.frames_T3HW)
-                report.windows += 1
-                report.images += clip.modality == "image"
-                report.frames += len(clip.frames_T3HW)
-                yield clip
-                del clip
-            if not number:
-                raise DecodeError(
-                    f"too short: {decoded.count} frames at {decoded.fps:g} fps, fewer than "
-                    f"min_frames={config.min_frames}"
-                )
-            report.frames_cropped += decoded.count - used
+        for decoded, window in _streamed(sample[extension], config, extension=extension):
+            name = key if window.is_only else f"{key}_w{number:02d}"
+            clip = _clip(name, decoded, window, meta=meta, shard=shard)
+            report.source_clips += number == 0
+            report.windows += 1
+            report.images += clip.modality == "image"
+            report.frames += len(clip.frames_T3HW)
+            number, used = number + 1, used + len(clip.frames_T3HW)
+            yield clip
+            del clip
+        report.frames_cropped += decoded.count - used
     except DecodeError as error:
         raise DecodeError(f"{error}; the {number} windows before it are kept" if number else str(error)) from error
 
 
-def _check_tokens(clip: Clip, config: ClipConfig) -> None:
-    """The first window is the longest; its length was foretold from the packets' time stamps."""
-    tokens = config.tokens(len(clip.frames_T3HW), *clip.frames_T3HW.shape[2:])
-    if config.max_tokens is not None and tokens > config.max_tokens:
-        raise DecodeError(f"packets without times: {tokens} tokens, above max_tokens={config.max_tokens}")
+def _streamed(media: bytes, config: ClipConfig, *, extension: str) -> Iterator[tuple[DecodedClip, Window[Tensor]]]:
+    """The windows of a clip, at least one.
+
+    The first is the longest. Where it breaks `max_tokens`, since time stamps foretold a shorter one, the clip is
+    decoded again for its true length.
+    """
+    longest: int | None = None
+    while True:
+        with decoded_clip(media, config, extension=extension, longest=longest) as decoded:
+            gave = False
+            for window in stream_windows(decoded, config, is_image=extension in IMAGE_EXTENSIONS):
+                tokens = config.tokens(len(window.frames), *window.frames[0].shape[1:])
+                if config.max_tokens is not None and tokens > config.max_tokens:
+                    assert longest is None, (tokens, config)
+                    longest = len(window.frames)
+                    break
+                gave = True
+                yield decoded, window
+            else:
+                if not gave:
+                    raise DecodeError(_too_short(decoded, config))
+                return
+
+
+def _too_short(decoded: DecodedClip, config: ClipConfig) -> str:
+    if not decoded.count:
+        return "no frames"
+    return f"too short: {decoded.count} frames at {decoded.fps:g} fps, fewer than min_frames={config.min_frames}"
 
 
 def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:

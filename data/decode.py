@@ -3,8 +3,10 @@
 Frames come one after another while the file is decoded; none is kept.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from itertools import islice, pairwise
@@ -16,7 +18,7 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from data.lattice import ClipConfig, Fit, cover_frame, cut_windows, fit_frame
+from data.lattice import ClipConfig, Fit, cover_frame, fit_frame
 
 _VIDEO_FORMATS = {
     "mp4": "mov",
@@ -82,30 +84,26 @@ class DecodedClip(Iterator[Tensor]):
 
 
 @contextmanager
-def decoded_clip(data: bytes, config: ClipConfig, *, extension: str) -> Iterator[DecodedClip]:
+def decoded_clip(
+    data: bytes, config: ClipConfig, *, extension: str, longest: int | None = None
+) -> Iterator[DecodedClip]:
     """Decode, resample to `config.fps` or to the clip's own rate by time, scale and crop.
 
-    A clip's own rate is known when all of it was decoded once, so then it is decoded twice. Raises DecodeError with
-    the reason, here or while frames are taken.
+    `longest` is the number of frames of its longest window, which its size depends on; None foretells it from time
+    stamps. A clip's own rate is known when all of it was decoded once, so then it is decoded twice.
+    Raises DecodeError with the reason, here or while frames are taken.
     """
-    if extension in IMAGE_EXTENSIONS:
-        fps, longest = config.fps or _STILL_FPS, 1
-    elif config.fps is None:
-        times = _frame_times(data, extension)
-        fps = native_rate(times) or _STILL_FPS
-        longest = _longest_window(float(times[-1] - times[0]), len(times), fps, config)
-    else:
-        fps = config.fps
-        times = _packet_times(data, extension)
-        longest = config.max_frames
-        if times:
-            longest = _longest_window(float(times[-1] - times[0]), len(times), fps, config)
+    fps, foretold = config.fps or _STILL_FPS, 1
+    if extension not in IMAGE_EXTENSIONS:
+        times = _packet_times(data, extension) if config.fps else _frame_times(data, extension)
+        fps = config.fps or native_rate(times.at) or _STILL_FPS
+        foretold = min(config.max_frames, config.snap_frames(times.count(fps) or config.max_frames))
     with _opened(data, extension) as container:
         yield DecodedClip(
             _shown(container, extension, fps),
             fps=fps,
             pixel_aspect=_pixel_aspect(container),
-            fit_of=lambda height, width: fit_frame(height, width, frames=longest, config=config),
+            fit_of=lambda height, width: fit_frame(height, width, frames=longest or foretold, config=config),
         )
 
 
@@ -165,21 +163,42 @@ def _pixel_aspect(container: InputContainer) -> float:
     return float(_video_stream(container).sample_aspect_ratio or 1)
 
 
-def _packet_times(data: bytes, extension: str) -> list[Fraction]:
-    """Time stamps of all packets in order, in seconds; nothing is decoded."""
-    with _opened(data, extension) as container:
-        packets = container.demux(_video_stream(container))
-        return sorted(p.pts * p.time_base for p in packets if p.pts is not None and p.time_base)
+@dataclass(frozen=True, kw_only=True)
+class _Times:
+    """When frames are shown, in seconds and in order, and how long the last one stays."""
+
+    at: list[Fraction]
+    hold: Fraction
+
+    @staticmethod
+    def of(shown: Iterable[av.VideoFrame | av.Packet]) -> "_Times":
+        spans = sorted(
+            (one.pts * one.time_base, (one.duration or 0) * one.time_base)
+            for one in shown
+            if one.pts is not None and one.time_base
+        )
+        at = [start for start, _ in spans]
+        hold = spans[-1][1] if spans else Fraction(0)
+        return _Times(at=at, hold=hold or (at[-1] - at[-2] if len(at) > 1 else Fraction(0)))
+
+    def count(self, fps: float) -> int:
+        """Frames that `on_screen` makes of them; 0 where nothing has a time stamp."""
+        if not self.at:
+            return 0
+        end = float(self.at[-1] - self.at[0]) + min(float(self.hold), _LONGEST_HOLD_S)
+        return max(1, math.ceil((end - _TIME_TOLERANCE_S) * fps))
 
 
-def _frame_times(data: bytes, extension: str) -> list[Fraction]:
-    """Time stamps of all frames as they are decoded, in seconds."""
+def _packet_times(data: bytes, extension: str) -> _Times:
+    """Those of all packets; nothing is decoded."""
     with _opened(data, extension) as container:
-        frames = _checked(container.decode(_video_stream(container)))
-        times = [frame.pts * frame.time_base for frame in frames if frame.pts is not None and frame.time_base]
-    if not times:
-        raise DecodeError("no frames with time stamps")
-    return times
+        return _Times.of(container.demux(_video_stream(container)))
+
+
+def _frame_times(data: bytes, extension: str) -> _Times:
+    """Those of all frames as they are decoded."""
+    with _opened(data, extension) as container:
+        return _Times.of(_checked(container.decode(_video_stream(container))))
 
 
 def native_rate(times: list[Fraction]) -> float | None:
@@ -195,13 +214,6 @@ def native_rate(times: list[Fraction]) -> float | None:
     rounding = min(Fraction(_TIME_TOLERANCE_S), median / 4)
     near = [step for step in steps if abs(step - median) <= rounding]
     return float(len(near) / sum(near))
-
-
-def _longest_window(span_s: float, count: int, fps: float, config: ClipConfig) -> int:
-    """Frames of the longest window of a clip of `count` frames, the last of them `span_s` after the first."""
-    frames = span_s * fps * count / max(count - 1, 1)
-    windows = cut_windows(round(min(frames, config.max_frames)) + 1, config, is_image=True)
-    return windows[0][1]
 
 
 def _checked(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
