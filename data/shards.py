@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +116,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(
+    folder: Path, *, replace: bool = False, keep: Callable[[Path], bool] = lambda scratch: False
+) -> Iterator[Path]:
     """A scratch folder that becomes `folder` when the block ends well and vanishes when it does not.
+
+    `keep` says of a scratch folder that an error leaves, or that is found, whether it stays for the next attempt.
 
     A folder that is replaced stands whole, here or under .NAME.replaced, until the new one is in its place.
     Raises ValueError if `folder` exists, holds something and may not be replaced; OSError with one sentence when the
@@ -128,12 +132,13 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         raise ValueError(f"{folder} exists: give another folder, or delete it first")
     scratch = folder.with_name(folder.name + ".partial")
     try:
-        if scratch.exists():
+        if scratch.exists() and not keep(scratch):
             shutil.rmtree(scratch)
-        scratch.mkdir(parents=True)
+        scratch.mkdir(parents=True, exist_ok=True)
         yield scratch
     except BaseException as error:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not keep(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 f"the disk ran full while writing {folder}: nothing half-written was left there; "
