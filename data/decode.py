@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
+from pathlib import Path
 
 import av
 import numpy as np
@@ -23,6 +24,11 @@ _VIDEO_FORMATS = {
     "mkv": "matroska",
     "avi": "avi",
     "gif": "gif",
+    "mpg": "mpeg",
+    "mpeg": "mpeg",
+    "ts": "mpegts",
+    "flv": "flv",
+    "wmv": "asf",
 }
 _IMAGE_FORMATS = {"png": "png_pipe", "jpg": "jpeg_pipe", "jpeg": "jpeg_pipe", "webp": "webp_pipe"}
 VIDEO_EXTENSIONS, IMAGE_EXTENSIONS = tuple(_VIDEO_FORMATS), tuple(_IMAGE_FORMATS)
@@ -48,10 +54,10 @@ class DecodedClip:
 def decode_clip(data: bytes, config: ClipConfig, *, extension: str) -> DecodedClip:
     """Decode, resample to `config.fps` by time, scale and crop. Raises DecodeError with the reason."""
     longest = 1 if extension in IMAGE_EXTENSIONS else _longest_window(data, config, extension)
-    with _opened(data, extension) as container:
+    with opened(data, extension) as container:
         return _collect(
             _shown(container, extension, config.fps),
-            _video_stream(container),
+            video_stream(container),
             lambda height, width: fit_frame(height, width, frames=longest, config=config),
         )
 
@@ -62,15 +68,15 @@ def decode_first_frames(data: bytes, size: tuple[int, int, int], *, fps: float, 
     uint8 `[T, 3, H, W]`; what comes after them is not decoded. Raises DecodeError with the reason.
     """
     frames, height, width = size
-    with _opened(data, extension) as container:
+    with opened(data, extension) as container:
         shown = islice(_shown(container, extension, fps), frames)
-        decoded = _collect(shown, _video_stream(container), lambda h, w: cover_frame(h, w, (height, width)))
+        decoded = _collect(shown, video_stream(container), lambda h, w: cover_frame(h, w, (height, width)))
     return decoded.frames_T3HW
 
 
 @contextmanager
-def _opened(data: bytes, extension: str) -> Iterator[InputContainer]:
-    """A file of the kind that its extension names.
+def opened(media: bytes | Path, extension: str) -> Iterator[InputContainer]:
+    """A file, or the bytes of one, of the kind that its extension names. Raises DecodeError where it is not.
 
     The bytes may not choose the kind: some kinds are scripts that name other files, or sockets.
     """
@@ -78,15 +84,19 @@ def _opened(data: bytes, extension: str) -> Iterator[InputContainer]:
     if kind is None:
         raise DecodeError(f"unknown extension: .{extension} is none of {VIDEO_EXTENSIONS + IMAGE_EXTENSIONS}")
     try:
-        with av.open(BytesIO(data), "r", format=kind, options={"protocol_whitelist": ""}) as container:
+        with (
+            BytesIO(media) if isinstance(media, bytes) else open(media, "rb") as file,
+            av.open(file, "r", format=kind, options={"protocol_whitelist": ""}) as container,
+        ):
             yield container
     except av.FFmpegError as error:
         raise DecodeError(
-            f"cannot be decoded: damaged, or of another kind than .{extension} ({type(error).__name__} {error})"
+            f"cannot be decoded: damaged, or of another kind than .{extension} ({type(error).__name__} {error.strerror})"
         ) from error
 
 
-def _video_stream(container: InputContainer) -> av.VideoStream:
+def video_stream(container: InputContainer) -> av.VideoStream:
+    """The first one; DecodeError where there is none."""
     if not container.streams.video:
         raise DecodeError("no video stream")
     return container.streams.video[0]
@@ -94,17 +104,17 @@ def _video_stream(container: InputContainer) -> av.VideoStream:
 
 def _shown(container: InputContainer, extension: str, fps: float) -> Iterator[av.VideoFrame]:
     """The one frame of an image; a video's frames at the rate asked for."""
-    stream = _video_stream(container)
+    stream = video_stream(container)
     frames = container.decode(stream)
     if extension in IMAGE_EXTENSIONS:
         return islice(frames, 1)
-    return on_screen(_checked(frames), fps=fps, default_rate=float(stream.average_rate or fps))
+    return on_screen(checked(frames), fps=fps, default_rate=float(stream.average_rate or fps))
 
 
 def _longest_window(data: bytes, config: ClipConfig, extension: str) -> int:
     """Frames of the longest window the clip will give, from its packets' time stamps; the headers may lie."""
-    with _opened(data, extension) as container:
-        packets = container.demux(_video_stream(container))
+    with opened(data, extension) as container:
+        packets = container.demux(video_stream(container))
         times = sorted(float(p.pts * (p.time_base or 0)) for p in packets if p.pts is not None)
     if not times:
         return config.max_frames
@@ -114,7 +124,7 @@ def _longest_window(data: bytes, config: ClipConfig, extension: str) -> int:
     return windows[0][1]
 
 
-def _checked(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+def checked(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     """Refuse what the decoder patched up."""
     for number, frame in enumerate(frames):
         if frame.is_corrupt:
@@ -179,13 +189,14 @@ def _collect(shown: Iterator[av.VideoFrame], stream: av.VideoStream, fit_of: Cal
     )
 
 
-def _is_sideways(frame: av.VideoFrame) -> bool:
+def is_sideways(frame: av.VideoFrame) -> bool:
+    """Whether a player turns its rows into columns."""
     return frame.rotation % 180 != 0
 
 
 def _fit(frame: av.VideoFrame, pixel_aspect: float, fit_of: Callable[[int, int], Fit]) -> Fit:
     height, width = frame.height, round(frame.width * pixel_aspect)
-    if _is_sideways(frame):
+    if is_sideways(frame):
         height, width = width, height
     try:
         return fit_of(height, width)
@@ -196,7 +207,7 @@ def _fit(frame: av.VideoFrame, pixel_aspect: float, fit_of: Callable[[int, int],
 def _picture(frame: av.VideoFrame, fit: Fit, reformatter: VideoReformatter) -> np.ndarray:
     """One upright frame `[H, W, 3]` uint8."""
     height, width = fit.scaled_height, fit.scaled_width
-    if _is_sideways(frame):
+    if is_sideways(frame):
         height, width = width, height
     scaled = reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation="BICUBIC")
     # `rotation` is what the file asks the player to turn it by, counterclockwise.

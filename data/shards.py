@@ -138,7 +138,7 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
                 "make room or give another folder, and run the same command again"
             ) from error
         raise
-    _put_in_place(scratch, folder)
+    put_in_place(scratch, folder)
 
 
 def restore_folder(folder: Path) -> None:
@@ -150,7 +150,8 @@ def restore_folder(folder: Path) -> None:
         old.rename(folder)
 
 
-def _put_in_place(scratch: Path, folder: Path) -> None:
+def put_in_place(scratch: Path, folder: Path) -> None:
+    """Give a finished scratch folder its name; what stood there goes when the new one stands."""
     if folder.exists():
         folder.rename(_old(folder))
     scratch.rename(folder)
