@@ -90,9 +90,8 @@ def opened(media: bytes | Path, extension: str) -> Iterator[InputContainer]:
         ):
             yield container
     except av.FFmpegError as error:
-        raise DecodeError(
-            f"cannot be decoded: damaged, or of another kind than .{extension} ({type(error).__name__} {error.strerror})"
-        ) from error
+        what = f"{type(error).__name__} {error.strerror}"
+        raise DecodeError(f"cannot be decoded: damaged, or of another kind than .{extension} ({what})") from error
 
 
 def video_stream(container: InputContainer) -> av.VideoStream:

@@ -63,6 +63,8 @@ def ingest(run: IngestRun) -> dict[str, Any]:
     if run.strict:
         refuse_problems(plan.problems)
     with _alone(run):
+        if not run.replace and run.out.is_dir() and any(run.out.iterdir()):
+            raise ValueError(f"another ingest has written {run.out} meanwhile: run the same command again")
         records = _work(run, plan)
         report = _finish(run, plan, records)
     print("\n".join(summary_lines(report)))

@@ -64,7 +64,7 @@ def clips_of(file: MediaFile, config: IngestConfig, *, problems: list[Problem], 
     except (Unusable, DecodeError, OSError, av.FFmpegError, MemoryError) as error:
         if _is_disk_full(error):
             raise
-        kept = f"; the {made} clips before it are kept" if made else ""
+        kept = f"; clips before it that are kept: {made}" if made else ""
         problems.append(Problem(path=file.path, reason=f"{_reason(error)}{kept}"))
 
 
