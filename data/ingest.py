@@ -6,6 +6,7 @@ Parquet). Videos are cut at their scene cuts. A run that was stopped goes on wit
 
 import argparse
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -13,7 +14,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from data.ingest_plan import IngestConfig, Plan, Problem, make_plan
 from data.ingest_pool import PoolConfig, work_parts
 from data.ingest_progress import IngestProgress
 from data.listing import Columns, read_listing
-from data.shards import put_in_place, restore_folder, write_bytes
+from data.shards import put_in_place, restore_folder, write_whole
 
 REPORT_NAME = "report.json"
 SETTINGS_NAME = "ingest.json"
@@ -161,7 +162,7 @@ def _work(run: IngestRun, plan: Plan) -> list[PartRecord]:
         shutil.rmtree(folder)
     (folder / RECORDS).mkdir(parents=True, exist_ok=True)
     if not (folder / SETTINGS_NAME).is_file():
-        _write_whole(folder / SETTINGS_NAME, run.config.to_json())
+        write_whole(folder / SETTINGS_NAME, _json(run.config.to_json()))
     found = {part.number: read_record(folder, part) for part in plan.parts}
     records = {number: record for number, record in found.items() if record is not None}
     if run.strict:
@@ -170,8 +171,8 @@ def _work(run: IngestRun, plan: Plan) -> list[PartRecord]:
         print(f"going on: {len(records)} of {len(plan.parts)} parts stand")
     todo = [part for part in plan.parts if part.number not in records]
     pool = PoolConfig(ingest=run.config, folder=folder, workers=run.workers, strict=run.strict)
-    with IngestProgress(plan, records) as progress:
-        for part, record in work_parts(todo, pool, progress):
+    with IngestProgress(plan, records) as progress, closing(work_parts(todo, pool, progress)) as working:
+        for part, record in working:
             records[part.number] = record
             progress.hear(part, record.files, record.clips)
     return [records[part.number] for part in plan.parts]
@@ -181,8 +182,7 @@ def _finish(run: IngestRun, plan: Plan, records: list[PartRecord]) -> dict[str, 
     """Write index and report, drop what belongs to no part, and give the folder its name."""
     folder = run.unfinished
     report = _report(run, plan, records)
-    (folder / REPORT_NAME).unlink(missing_ok=True)
-    _write_whole(folder / REPORT_NAME, report)
+    write_whole(folder / REPORT_NAME, _json(report))
     shards = [shard for record in records for shard in record.shards]
     if not shards:
         first = f"; the first: {_first(plan, records)}"
@@ -244,11 +244,8 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counter.most_common()) or "none"
 
 
-def _write_whole(path: Path, value: dict[str, Any]) -> None:
-    scratch = path.with_name(path.name + ".partial")
-    scratch.unlink(missing_ok=True)
-    write_bytes(scratch, json.dumps(value, indent=1).encode())
-    os.replace(scratch, path)
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=1).encode()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -261,7 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             ingest(run)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = f"the disk ran full while writing {given.out}: make room and run the same command again, which goes on"
+        print(f"error: {full if is_full else error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; finished parts are kept, and the same command goes on", file=sys.stderr)

@@ -1,7 +1,6 @@
 """One part of an ingest: its files to shards and a record. The record comes last: a part stands when it is there."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,7 @@ from data.clips import ClipShardWriter, ClipSource
 from data.decode import IMAGE_EXTENSIONS
 from data.ingest_media import SHORT_PIECES, clips_of
 from data.ingest_plan import IngestConfig, Part, Problem
-from data.shards import ShardInfo, write_bytes
+from data.shards import ShardInfo, write_whole
 
 RECORDS = "parts"
 
@@ -103,7 +102,7 @@ def make_part(
         shards=tuple(writer.close()),
         problems=tuple(problems),
     )
-    _write_whole(record_path, record)
+    write_whole(record_path, json.dumps(asdict(record), indent=1).encode())
     return record
 
 
@@ -112,10 +111,3 @@ def refuse_problems(problems: Iterable[Problem]) -> None:
     for problem in problems:
         if problem.kind != SHORT_PIECES:
             raise ValueError(f"--strict: {problem}: mend it, or go on without --strict; the finished parts are kept")
-
-
-def _write_whole(path: Path, record: PartRecord) -> None:
-    scratch = path.with_suffix(".partial")
-    scratch.unlink(missing_ok=True)
-    write_bytes(scratch, json.dumps(asdict(record), indent=1).encode())
-    os.replace(scratch, path)

@@ -6,7 +6,7 @@ import signal
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -52,7 +52,9 @@ class _Worker:
         self.connection.close()
 
 
-def work_parts(parts: Sequence[Part], pool: PoolConfig, progress: IngestProgress) -> Iterator[tuple[Part, PartRecord]]:
+def work_parts(
+    parts: Sequence[Part], pool: PoolConfig, progress: IngestProgress
+) -> Generator[tuple[Part, PartRecord], None, None]:
     """Work all parts, each yielded when it stands, in any order.
 
     Raises ValueError, OSError or RuntimeError where a worker could not go on; all workers are gone when this ends.

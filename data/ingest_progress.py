@@ -18,15 +18,16 @@ class IngestProgress:
     """Counts files and clips; time left goes by bytes where the sizes of all files are known, else by files."""
 
     def __init__(self, plan: Plan, standing: dict[int, PartRecord]) -> None:
-        self._parts = {part.number: part for part in plan.parts}
         self._by_bytes = all(file.bytes is not None for part in plan.parts for file in part.files)
-        self._heard: dict[int, tuple[int, int]] = {}
-        """Part -> files done and clips made in it."""
-        self._total = sum(self._amount(part, len(part.files)) for part in plan.parts)
         self._files_total = plan.files
-        for number, record in standing.items():
-            self._heard[number] = (record.files, record.clips)
-        self._before = self._done()
+        self._total = sum(self._amount(part, len(part.files)) for part in plan.parts)
+        self._heard: dict[int, tuple[float, int, int]] = {}
+        """Part -> amount done, files done and clips made in it."""
+        self._done, self._files, self._clips = 0.0, 0, 0
+        for part in plan.parts:
+            if part.number in standing:
+                self.hear(part, standing[part.number].files, standing[part.number].clips)
+        self._before = self._done
         self._started = self._said = time.monotonic()
         self._live = Live(Text(""), console=Console(stderr=True), transient=True) if sys.stderr.isatty() else None
 
@@ -43,7 +44,11 @@ class IngestProgress:
 
     def hear(self, part: Part, files: int, clips: int) -> None:
         """So many files of a part are done, with so many clips."""
-        self._heard[part.number] = (files, clips)
+        before = self._heard.get(part.number, (0.0, 0, 0))
+        self._heard[part.number] = now = (self._amount(part, files), files, clips)
+        self._done += now[0] - before[0]
+        self._files += now[1] - before[1]
+        self._clips += now[2] - before[2]
 
     def show(self) -> None:
         """Say how far it is, if it was not said just now."""
@@ -57,16 +62,11 @@ class IngestProgress:
 
     def line(self) -> str:
         """Files done of all, clips, rate, time left."""
-        files, clips = (sum(heard[column] for heard in self._heard.values()) for column in (0, 1))
         took = max(time.monotonic() - self._started, 1e-9)
-        done = self._done()
-        rate = (done - self._before) / took
-        left = f", {_duration((self._total - done) / rate)} left" if rate > 0 else ""
+        rate = (self._done - self._before) / took
+        left = f", {_duration((self._total - self._done) / rate)} left" if rate > 0 else ""
         shown = f"{rate / 2**20:.1f} MiB/s" if self._by_bytes else f"{rate:.1f} files/s"
-        return f"{files} of {self._files_total} files, {clips} clips, {shown}{left}"
-
-    def _done(self) -> float:
-        return sum(self._amount(self._parts[number], files) for number, (files, _) in self._heard.items())
+        return f"{self._files} of {self._files_total} files, {self._clips} clips, {shown}{left}"
 
     def _amount(self, part: Part, files: int) -> float:
         """Bytes of the first files of a part, or their number."""

@@ -206,6 +206,7 @@ def _side_car(folder: Path, path: str) -> list[tuple[str, dict[str, Any]]]:
 def _row(number: int, record: dict[str, Any], columns: Columns) -> Row:
     path = str(record.get(columns.path) or "").strip()
     problem = record.get("") or _path_problem(path)  # no column has an empty name
+    path = path.encode("utf-8", "backslashreplace").decode()
     if problem:
         return Row(number=number, path=path, problem=str(problem))
     captions = _captions(record, columns)
@@ -215,13 +216,15 @@ def _row(number: int, record: dict[str, Any], columns: Columns) -> Row:
         start_s, end_s = _range(record.get(columns.start_s), record.get(columns.end_s))
     except ValueError as error:
         return Row(number=number, path=path, problem=f"bad time range: {error}")
-    source = str(record.get(columns.source) or path)
+    source = _clean(str(record.get(columns.source) or path))
     return Row(number=number, path=path, captions=captions, source=source, start_s=start_s, end_s=end_s)
 
 
 def _path_problem(path: str) -> str | None:
     if not path:
         return "no path: the row names no media"
+    if path.encode("utf-8", "replace").decode() != path or "\0" in path:
+        return "bad name: the path is not UTF-8 text"
     if path.lower().startswith("pipe:"):
         return "refused path: pipe: would run a command"
     extension = extension_of(path)
@@ -238,8 +241,13 @@ def _captions(record: dict[str, Any], columns: Columns) -> dict[str, str]:
     given += list(nested.items()) if isinstance(nested, dict) else []
     for kind, text in given:
         if isinstance(text, str) and text.strip():
-            found.setdefault(str(kind), text.strip())
+            found.setdefault(str(kind), _clean(text).strip())
     return found
+
+
+def _clean(text: str) -> str:
+    """Without half characters, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _range(start: object, end: object) -> tuple[float, float]:

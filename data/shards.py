@@ -113,6 +113,14 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """All of a small file or none of it, in place of what stood there."""
+    scratch = path.with_name(path.name + ".partial")
+    scratch.unlink(missing_ok=True)
+    write_bytes(scratch, data)
+    scratch.replace(path)
+
+
 @contextmanager
 def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A scratch folder that becomes `folder` when the block ends well and vanishes when it does not.

@@ -74,7 +74,7 @@ def test_what_an_interrupted_run_left_is_replaced(tmp_path: Path):
 
 def test_crashed_files_are_left_out_with_their_reason(tmp_path: Path):
     record = make(part_of(tmp_path / "in"), tmp_path / "out", {0: "crashed: it died"})
-    assert [str(problem) for problem in record.problems][0] == "a.mp4: crashed: it died"
+    assert str(record.problems[0]) == "a.mp4: crashed: it died"
     assert record.clips == 1
 
 

@@ -26,8 +26,7 @@ def work(plan: Plan, folder: Path, **facts: object) -> dict:
     pool = PoolConfig(ingest=CONFIG, folder=folder, workers=2, **facts)
     with IngestProgress(plan, {}) as progress:
         records = {part.number: record for part, record in work_parts(plan.parts, pool, progress)}
-        files = sum(files for files, _ in progress._heard.values())
-    assert files <= plan.files
+    assert progress.line().startswith(f"{plan.files - len(plan.parts)} of {plan.files} files")
     assert not multiprocessing.active_children()
     return records
 

@@ -34,7 +34,8 @@ def test_a_plain_line_every_ten_seconds(plan: Plan, monkeypatch: pytest.MonkeyPa
     now = 0.0
     monkeypatch.setattr(data.ingest_progress.time, "monotonic", lambda: now)
     with IngestProgress(plan, {}) as progress:
-        for now in (3.0, 9.0, 11.0, 15.0, 22.0):
+        for at in (3.0, 9.0, 11.0, 15.0, 22.0):
+            now = at
             progress.show()
     assert len(capsys.readouterr().err.splitlines()) == 2
 

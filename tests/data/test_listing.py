@@ -76,6 +76,8 @@ def test_captions_may_be_an_object(tmp_path: Path):
         ({"path": "a.mp4", "caption": "x", "start_s": "soon"}, "bad time range: 'soon'"),
         ({"path": "a.mp4", "caption": "x", "end_s": "nan"}, "bad time range"),
         ([1, 2], "bad row: not a JSON object"),
+        ({"path": "a\0.mp4", "caption": "x"}, "bad name"),
+        ({"path": "a\udc80.mp4", "caption": "x"}, "bad name"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(record: object, reason: str, tmp_path: Path):
@@ -83,6 +85,12 @@ def test_a_row_that_cannot_be_used_says_why(record: object, reason: str, tmp_pat
     (row,) = read_listing(tmp_path / "list.jsonl", Columns()).rows
     assert row.problem is not None
     assert row.problem.startswith(reason)
+
+
+def test_half_characters_are_replaced(tmp_path: Path):
+    (tmp_path / "list.jsonl").write_text('{"path": "a.mp4", "caption": "dog \\ud83d", "source": "\\ud83d"}')
+    (row,) = read_listing(tmp_path / "list.jsonl", Columns()).rows
+    assert (row.captions, row.source) == ({"descriptive": "dog ?"}, "?")
 
 
 def test_a_broken_line_costs_one_row(tmp_path: Path):
