@@ -233,6 +233,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     options = ["--files-per-part", 1, "--workers", 2]
     process = start(films, tmp_path / "out", *options)
@@ -249,6 +250,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(films: Path, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "straight"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_in_one_line_and_two_runs_do_not_meet(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     options = ["--files-per-part", 1, "--workers", 1]
     process = start(films, tmp_path / "out", *options)
