@@ -60,26 +60,48 @@ def write_clip_shards(
 
     Raises ValueError for keys, extensions or captions that a reader would refuse, and where there is no clip.
     """
-    shards: list[ShardInfo] = []
-    seen: set[str] = set()
     with new_folder(Path(folder), replace=replace) as scratch:
-        writer: ShardWriter | None = None
+        writer = ClipShardWriter(scratch, clips_per_shard=clips_per_shard)
         for clip in clips:
-            _check_source(clip, seen)
-            if writer is None:
-                writer = ShardWriter(scratch, f"clips-{len(shards):06d}.tar")
-            meta = clip.meta | {"crc32": crc32(clip.media)}
-            writer.write(clip.key, {clip.extension: clip.media, "json": json.dumps(meta).encode()})
-            if writer.count >= clips_per_shard:
-                shards.append(writer.close())
-                writer = None
-        if writer is not None:
-            shards.append(writer.close())
+            writer.write(clip)
+        shards = writer.close()
         if not shards:
             raise ValueError(f"no clips to write to {folder}: give at least one")
-        index = {"shards": [asdict(shard) for shard in shards]}
-        write_bytes(scratch / INDEX_NAME, json.dumps(index, indent=1).encode())
+        write_index(scratch, shards)
     return shards
+
+
+class ClipShardWriter:
+    """Writes clips into shards PREFIX-NNNNNN.tar of a folder; a new shard begins when one is full."""
+
+    def __init__(self, folder: Path, *, clips_per_shard: int, prefix: str = "clips") -> None:
+        self._folder, self._clips_per_shard, self._prefix = folder, clips_per_shard, prefix
+        self._shards: list[ShardInfo] = []
+        self._open: ShardWriter | None = None
+        self._seen: set[str] = set()
+
+    def write(self, clip: ClipSource) -> None:
+        """Append one clip. Raises ValueError for a key, extension or captions that a reader would refuse."""
+        _check_source(clip, self._seen)
+        if self._open is None:
+            self._open = ShardWriter(self._folder, f"{self._prefix}-{len(self._shards):06d}.tar")
+        meta = clip.meta | {"crc32": crc32(clip.media)}
+        self._open.write(clip.key, {clip.extension: clip.media, "json": json.dumps(meta).encode()})
+        if self._open.count >= self._clips_per_shard:
+            self.close()
+
+    def close(self) -> list[ShardInfo]:
+        """Finish the shard that is open; all shards so far."""
+        if self._open is not None:
+            self._shards.append(self._open.close())
+            self._open = None
+        return self._shards
+
+
+def write_index(folder: Path, shards: list[ShardInfo]) -> None:
+    """Write the index of finished shards."""
+    index = {"shards": [asdict(shard) for shard in shards]}
+    write_bytes(folder / INDEX_NAME, json.dumps(index, indent=1).encode())
 
 
 def _check_source(clip: ClipSource, seen: set[str]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from itertools import islice, pairwise
+from pathlib import Path
 
 import av
 import numpy as np
@@ -28,6 +29,11 @@ _VIDEO_FORMATS = {
     "mkv": "matroska",
     "avi": "avi",
     "gif": "gif",
+    "mpg": "mpeg",
+    "mpeg": "mpeg",
+    "ts": "mpegts",
+    "flv": "flv",
+    "wmv": "asf",
 }
 _IMAGE_FORMATS = {"png": "png_pipe", "jpg": "jpeg_pipe", "jpeg": "jpeg_pipe", "webp": "webp_pipe"}
 VIDEO_EXTENSIONS, IMAGE_EXTENSIONS = tuple(_VIDEO_FORMATS), tuple(_IMAGE_FORMATS)
@@ -98,7 +104,7 @@ def decoded_clip(
         times = _packet_times(data, extension) if config.fps else _frame_times(data, extension)
         fps = config.fps or native_rate(times.at) or _STILL_FPS
         foretold = min(config.max_frames, config.snap_frames(times.count(fps) or config.max_frames))
-    with _opened(data, extension) as container:
+    with opened(data, extension) as container:
         yield DecodedClip(
             _shown(container, extension, fps),
             fps=fps,
@@ -113,7 +119,7 @@ def decode_first_frames(data: bytes, size: tuple[int, int, int], *, fps: float, 
     uint8 `[T, 3, H, W]`; what comes after them is not decoded. Raises DecodeError with the reason.
     """
     frames, height, width = size
-    with _opened(data, extension) as container:
+    with opened(data, extension) as container:
         decoded = DecodedClip(
             islice(_shown(container, extension, fps), frames),
             fps=fps,
@@ -127,8 +133,8 @@ def decode_first_frames(data: bytes, size: tuple[int, int, int], *, fps: float, 
 
 
 @contextmanager
-def _opened(data: bytes, extension: str) -> Iterator[InputContainer]:
-    """A file of the kind that its extension names.
+def opened(media: bytes | Path, extension: str) -> Iterator[InputContainer]:
+    """A file, or the bytes of one, of the kind that its extension names. Raises DecodeError where it is not.
 
     The bytes may not choose the kind: some kinds are scripts that name other files, or sockets.
     """
@@ -136,15 +142,18 @@ def _opened(data: bytes, extension: str) -> Iterator[InputContainer]:
     if kind is None:
         raise DecodeError(f"unknown extension: .{extension} is none of {VIDEO_EXTENSIONS + IMAGE_EXTENSIONS}")
     try:
-        with av.open(BytesIO(data), "r", format=kind, options={"protocol_whitelist": ""}) as container:
+        with (
+            BytesIO(media) if isinstance(media, bytes) else open(media, "rb") as file,
+            av.open(file, "r", format=kind, options={"protocol_whitelist": ""}) as container,
+        ):
             yield container
     except av.FFmpegError as error:
-        raise DecodeError(
-            f"cannot be decoded: damaged, or of another kind than .{extension} ({type(error).__name__} {error})"
-        ) from error
+        what = f"{type(error).__name__} {error.strerror}"
+        raise DecodeError(f"cannot be decoded: damaged, or of another kind than .{extension} ({what})") from error
 
 
-def _video_stream(container: InputContainer) -> av.VideoStream:
+def video_stream(container: InputContainer) -> av.VideoStream:
+    """The first one; DecodeError where there is none."""
     if not container.streams.video:
         raise DecodeError("no video stream")
     return container.streams.video[0]
@@ -152,15 +161,15 @@ def _video_stream(container: InputContainer) -> av.VideoStream:
 
 def _shown(container: InputContainer, extension: str, fps: float) -> Iterator[av.VideoFrame]:
     """The one frame of an image; a video's frames at the rate asked for."""
-    stream = _video_stream(container)
+    stream = video_stream(container)
     frames = container.decode(stream)
     if extension in IMAGE_EXTENSIONS:
         return islice(frames, 1)
-    return on_screen(_checked(frames), fps=fps, default_rate=float(stream.average_rate or fps))
+    return on_screen(checked(frames), fps=fps, default_rate=float(stream.average_rate or fps))
 
 
 def _pixel_aspect(container: InputContainer) -> float:
-    return float(_video_stream(container).sample_aspect_ratio or 1)
+    return float(video_stream(container).sample_aspect_ratio or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,14 +200,14 @@ class _Times:
 
 def _packet_times(data: bytes, extension: str) -> _Times:
     """Those of all packets; nothing is decoded."""
-    with _opened(data, extension) as container:
-        return _Times.of(container.demux(_video_stream(container)))
+    with opened(data, extension) as container:
+        return _Times.of(container.demux(video_stream(container)))
 
 
 def _frame_times(data: bytes, extension: str) -> _Times:
     """Those of all frames as they are decoded."""
-    with _opened(data, extension) as container:
-        return _Times.of(_checked(container.decode(_video_stream(container))))
+    with opened(data, extension) as container:
+        return _Times.of(checked(container.decode(video_stream(container))))
 
 
 def native_rate(times: list[Fraction]) -> float | None:
@@ -216,7 +225,7 @@ def native_rate(times: list[Fraction]) -> float | None:
     return float(len(near) / sum(near))
 
 
-def _checked(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+def checked(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     """Refuse what the decoder patched up."""
     for number, frame in enumerate(frames):
         if frame.is_corrupt:
@@ -255,13 +264,14 @@ def on_screen(frames: Iterator[av.VideoFrame], *, fps: float, default_rate: floa
         ticks += 1
 
 
-def _is_sideways(frame: av.VideoFrame) -> bool:
+def is_sideways(frame: av.VideoFrame) -> bool:
+    """Whether a player turns its rows into columns."""
     return frame.rotation % 180 != 0
 
 
 def _fit(frame: av.VideoFrame, pixel_aspect: float, fit_of: Callable[[int, int], Fit]) -> Fit:
     height, width = frame.height, round(frame.width * pixel_aspect)
-    if _is_sideways(frame):
+    if is_sideways(frame):
         height, width = width, height
     try:
         return fit_of(height, width)
@@ -272,7 +282,7 @@ def _fit(frame: av.VideoFrame, pixel_aspect: float, fit_of: Callable[[int, int],
 def _picture(frame: av.VideoFrame, fit: Fit, reformatter: VideoReformatter) -> np.ndarray:
     """One upright frame `[H, W, 3]` uint8."""
     height, width = fit.scaled_height, fit.scaled_width
-    if _is_sideways(frame):
+    if is_sideways(frame):
         height, width = width, height
     scaled = reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation="BICUBIC")
     # `rotation` is what the file asks the player to turn it by, counterclockwise.

@@ -115,6 +115,14 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """All of a small file or none of it, in place of what stood there."""
+    scratch = path.with_name(path.name + ".partial")
+    scratch.unlink(missing_ok=True)
+    write_bytes(scratch, data)
+    scratch.replace(path)
+
+
 @contextmanager
 def new_folder(
     folder: Path, *, replace: bool = False, keep: Callable[[Path], bool] = lambda scratch: False
@@ -145,7 +153,7 @@ def new_folder(
                 "make room or give another folder, and run the same command again"
             ) from error
         raise
-    _put_in_place(scratch, folder)
+    put_in_place(scratch, folder)
 
 
 def restore_folder(folder: Path) -> None:
@@ -157,7 +165,8 @@ def restore_folder(folder: Path) -> None:
         old.rename(folder)
 
 
-def _put_in_place(scratch: Path, folder: Path) -> None:
+def put_in_place(scratch: Path, folder: Path) -> None:
+    """Give a finished scratch folder its name; what stood there goes when the new one stands."""
     if folder.exists():
         folder.rename(_old(folder))
     scratch.rename(folder)

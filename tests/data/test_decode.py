@@ -226,6 +226,6 @@ def test_first_frames_cover_a_size_and_what_follows_is_not_decoded(monkeypatch):
     started = decode_first_frames(video(frames=24), (3, 24, 32), fps=8.0, extension="mp4")
     assert [number_of(frame.numpy()) for frame in started] == [0, 3, 6]
     decoded: list[av.VideoFrame] = []
-    monkeypatch.setattr(data.decode, "_checked", lambda frames: (decoded.append(frame) or frame for frame in frames))
+    monkeypatch.setattr(data.decode, "checked", lambda frames: (decoded.append(frame) or frame for frame in frames))
     assert len(decode_first_frames(media, (2, 48, 48), fps=8.0, extension="mp4")) == 2
     assert len(decoded) == 5  # the second tick is known to be frame 3 when frame 4 is seen
