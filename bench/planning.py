@@ -39,7 +39,9 @@ def scores(model: str, setting: Setting) -> dict[str, Score]:
     return {
         "Tessera": score(planned, tokens_n, text_n, config, padded_to=budget),
         "token packs alone": score(token_packs(tokens_n, setting, rng), tokens_n, text_n, config, padded_to=budget),
-        "fixed batch a bucket": score(bucket_batches(tokens_n, setting, rng), tokens_n, text_n, config, padded_to=budget),
+        "fixed batch a bucket": score(
+            bucket_batches(tokens_n, setting, rng), tokens_n, text_n, config, padded_to=budget
+        ),
         "pad to longest of 8": score(padded_batches(tokens_n, setting, rng), tokens_n, text_n, config, padded_to=0),
     }
 
@@ -61,7 +63,9 @@ def print_scores(setting: Setting) -> None:
             # Steps of different ways hold different samples, so their ratios are of means; the spread is over steps.
             base = statistics.fmean(result["Tessera"].speed)
             print(f"  {name:21s} {spread(one.fill):24s}{spread(one.balance):24s}{spread(one.microbatch):24s}", end="")
-            print(f"{spread(one.worst_microbatch, '.2f'):24s}{spread([speed / base for speed in one.speed])}", flush=True)
+            print(
+                f"{spread(one.worst_microbatch, '.2f'):24s}{spread([speed / base for speed in one.speed])}", flush=True
+            )
 
 
 def print_times(setting: Setting, rows: tuple[int, ...] = ROWS) -> None:
