@@ -75,10 +75,12 @@ class Streaming:
 
     def _loader(self, folder: str) -> Any:
         import streaming
-        from streaming.base.util import clean_stale_shared_memory
 
-        clean_stale_shared_memory()
-        stream = streaming.Stream(local=str(Path(folder, "mds")), repeat=REPEATS)
+        # Two processes may not name one folder: it is the key of what they share in memory.
+        own = Path(folder, f"mds-{self.workers}")
+        if not own.exists():
+            own.symlink_to("mds")
+        stream = streaming.Stream(local=str(own), repeat=REPEATS)
         dataset = streaming.StreamingDataset(streams=[stream], batch_size=BATCH, shuffle=True, num_canonical_nodes=1)
         return DataLoader(dataset, batch_size=BATCH, num_workers=self.workers, collate_fn=_decode_rows)
 

@@ -46,8 +46,8 @@ def scores(model: str, setting: Setting) -> dict[str, Score]:
     }
 
 
-def spread(values: list[float], form: str = ".3f") -> str:
-    return f"{statistics.fmean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+def spread(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def print_scores(setting: Setting) -> None:
@@ -58,13 +58,14 @@ def print_scores(setting: Setting) -> None:
     for model in MODELS:
         result = scores(model, setting)
         print(f" {model:22s} {'fill':24s}{'FLOPs mean/max, ranks':24s}{'max/mean a microbatch':24s}", end="")
-        print(f"{'worst':24s}throughput / Tessera's")
+        print("throughput / Tessera's")
         for name, one in result.items():
             # Steps of different ways hold different samples, so their ratios are of means; the spread is over steps.
             base = statistics.fmean(result["Tessera"].speed)
-            print(f"  {name:21s} {spread(one.fill):24s}{spread(one.balance):24s}{spread(one.microbatch):24s}", end="")
             print(
-                f"{spread(one.worst_microbatch, '.2f'):24s}{spread([speed / base for speed in one.speed])}", flush=True
+                f"  {name:21s} {spread(one.fill):24s}{spread(one.balance):24s}{spread(one.microbatch):24s}"
+                f"{spread([speed / base for speed in one.speed])}",
+                flush=True,
             )
 
 

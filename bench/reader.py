@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench import mixture
+from bench import mixture, shelf
 from bench.plan import simulated_plan
 from bench.source import Item, serve
 from data.loader import Loader
@@ -62,10 +62,11 @@ def _items(pack: Any) -> list[Item]:
 
 
 class Read:
-    """`read()` of the shards from end to end, a megabyte at a time. The values are those of a shard's samples."""
+    """`read()` of the shards from end to end, a megabyte at a time."""
 
     def open(self, folder: str, state: None) -> Iterator[list[Item]]:
         manifest = Manifest.read(Path(folder, "shards"))
+        values_a_byte = shelf.count_values(manifest) / shelf.stored_bytes(manifest)
         while True:
             for shard in manifest.shards:
                 file = os.open(manifest.folder / shard.name, os.O_RDONLY)
@@ -74,8 +75,8 @@ class Read:
                     read += len(block)
                 os.close(file)
                 assert read == shard.bytes
-                # Stands for what was read: two bytes a stored value. The expanded tensor takes no memory.
-                yield [("", torch.zeros(()).expand(read // 2), torch.zeros(0))]
+                # Stands for the values in what was read; an expanded tensor takes no memory.
+                yield [("", torch.zeros(()).expand(round(read * values_a_byte)), torch.zeros(0))]
 
     def state_at(self, folder: str, steps: int) -> None:
         return None

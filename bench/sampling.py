@@ -37,9 +37,7 @@ class Score:
     balance: list[float]
     """FLOPs of all microbatches of a rank: mean over ranks / largest."""
     microbatch: list[float]
-    """FLOPs of one microbatch, largest over ranks / mean, mean over microbatches."""
-    worst_microbatch: list[float]
-    """The largest microbatch of the step / mean: what a pipeline waits for."""
+    """FLOPs of a microbatch: largest of the step / mean. A pipeline waits for it."""
     speed: list[float]
     """FLOPs that samples need over FLOPs that pass until the last rank is done: what is not lost."""
 
@@ -93,7 +91,7 @@ def score(steps: list[Step], tokens_n: np.ndarray, text_n: np.ndarray, config: D
     """`padded_to` is the pack's length, or 0 where batches are padded to their longest sample."""
     flops = sample_flops(config)
     needed_n = np.array([flops(int(v), int(c)) for v, c in zip(tokens_n, text_n, strict=True)], dtype=np.float64)
-    result = Score(fill=[], balance=[], microbatch=[], worst_microbatch=[], speed=[])
+    result = Score(fill=[], balance=[], microbatch=[], speed=[])
     for step in steps:
         needed_rm = np.array([[needed_n[rows].sum() for rows in rank] for rank in step])
         if padded_to:
@@ -105,7 +103,6 @@ def score(steps: list[Step], tokens_n: np.ndarray, text_n: np.ndarray, config: D
         per_rank = spent_rm.sum(axis=1)
         result.fill.append(sum(int(tokens_n[rows].sum()) for rank in step for rows in rank) / room)
         result.balance.append(float(per_rank.mean() / per_rank.max()))
-        result.microbatch.append(float((spent_rm.max(axis=0) / spent_rm.mean(axis=0)).mean()))
-        result.worst_microbatch.append(float(spent_rm.max() / spent_rm.mean()))
+        result.microbatch.append(float(spent_rm.max() / spent_rm.mean()))
         result.speed.append(float(needed_rm.sum() / (per_rank.max() * len(step))))
     return result

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bench import mixture
@@ -25,7 +26,7 @@ class LatentSet:
     """Grids of a few patches, as in the demo, in place of the mixed distribution."""
 
 
-WAN = LatentSet(title="Wan", samples=200, text_dim=4096, samples_per_shard=16, small=False)
+WAN = LatentSet(title="Wan", samples=160, text_dim=4096, samples_per_shard=16, small=False)
 DEMO = LatentSet(title="demo", samples=3000, text_dim=384, samples_per_shard=128, small=True)
 
 
@@ -39,6 +40,18 @@ def grids(which: LatentSet) -> Iterator[tuple[tuple[int, int, int], int]]:
             yield (t, 2 * h, 2 * w), 8 + text % 32
         else:
             yield (grid[0], 2 * grid[1], 2 * grid[2]), text
+
+
+def count_values(manifest: Manifest) -> int:
+    """Numbers stored in latents and texts."""
+    t, h, w = (manifest.table[name].to_numpy().astype(np.int64) for name in ("grid_t", "grid_h", "grid_w"))
+    text = manifest.table["text_tokens"].to_numpy().astype(np.int64) * manifest.identity.text_dim
+    return int((CHANNELS * t * h * w + text).sum())
+
+
+def stored_bytes(manifest: Manifest) -> int:
+    """Bytes of the shards, with their headers and captions."""
+    return sum(shard.bytes for shard in manifest.shards)
 
 
 def write(which: LatentSet, folder: Path) -> Manifest:

@@ -3,6 +3,7 @@
 Imported by two interpreters, so it needs torch alone. Commands and answers are lines of JSON on stdin and stdout.
 """
 
+import gc
 import json
 import os
 import sys
@@ -41,7 +42,7 @@ def serve(source: Source) -> None:
         command = json.loads(line)
         answer = getattr(server, "do_" + command.pop("do"))(**command)
         print(json.dumps(answer), file=answers, flush=True)
-    source.close()
+    server.do_close()
 
 
 class _Server:
@@ -56,9 +57,9 @@ class _Server:
 
     def do_prepare(self, folder: str, steps: int) -> bool:
         """Run so many steps and keep the state; False where it cannot be resumed."""
-        self.source.close()
+        self.do_close()
         self._states[folder] = self.source.state_at(folder, steps)
-        self.source.close()
+        self.do_close()
         return self._states[folder] is not None
 
     def do_resume(self, folder: str) -> float:
@@ -88,10 +89,13 @@ class _Server:
         return seen
 
     def do_close(self) -> None:
+        """Let go of what reads."""
+        self._batches = iter(())
         self.source.close()
+        gc.collect()  # loaders stop their workers where they are deleted
 
     def _start(self, folder: str, state: Any | None) -> float:
-        self.source.close()
+        self.do_close()
         started = time.perf_counter()
         self._batches = self.source.open(folder, state)
         next(self._batches)
