@@ -40,7 +40,8 @@ class Effort:
     rounds: int = 5
     seconds: float = 0.8
     """One turn of one loader."""
-    starts: int = 5
+    starts: int = 6
+    """Of each kind: an even number, since either comes first in every other pair."""
     steps: int = 10_000
     """Before the resume, and over which memory is printed."""
 
@@ -140,13 +141,14 @@ def print_rates(rates: dict[str, list[float]], values_a_sample: float, values_a_
 
 def print_starts(running: list[Contender], folder: Path, effort: Effort) -> None:
     """Without worker processes, whose own start would hide the rest."""
-    print(f"  First batch after a resume at step {effort.steps:,} / after a cold start, median of {effort.starts}")
+    print(f"  First batch after a resume at step {effort.steps:,} / after a cold start, median of {effort.starts} each")
     for one in running:
         if one.name == RAW or one.name.endswith("2 workers"):
             continue
         if not one.ask("prepare", folder=str(folder), steps=effort.steps):
             print(f"    {one.name:30s} cannot be resumed")
             continue
+        one.ask("resume", folder=str(folder))  # warms up
         cold, resumed = [], []
         for number in range(effort.starts):
             for do in ("open", "resume") if number % 2 else ("resume", "open"):
