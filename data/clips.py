@@ -3,17 +3,18 @@
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import torch
 from torch import Tensor
 from webdataset.tariterators import tarfile_samples
 
-from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodedClip, DecodeError, decode_clip
-from data.lattice import ClipConfig, cut_windows
+from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodedClip, DecodeError, decoded_clip
+from data.lattice import ClipConfig, Window, stream_windows
 from data.report import ClipReport
 from data.shards import ShardInfo, ShardWriter, check_key, file_sha256, new_folder, tar_damage, write_bytes
 
@@ -40,6 +41,7 @@ class Clip:
     captions: dict[str, str]
     source: str
     fps: float
+    """Frames a second after resampling; says nothing of an image."""
     start_s: float
     """Where the window starts in its source."""
     native_height: int
@@ -58,26 +60,48 @@ def write_clip_shards(
 
     Raises ValueError for keys, extensions or captions that a reader would refuse, and where there is no clip.
     """
-    shards: list[ShardInfo] = []
-    seen: set[str] = set()
     with new_folder(Path(folder), replace=replace) as scratch:
-        writer: ShardWriter | None = None
+        writer = ClipShardWriter(scratch, clips_per_shard=clips_per_shard)
         for clip in clips:
-            _check_source(clip, seen)
-            if writer is None:
-                writer = ShardWriter(scratch, f"clips-{len(shards):06d}.tar")
-            meta = clip.meta | {"crc32": crc32(clip.media)}
-            writer.write(clip.key, {clip.extension: clip.media, "json": json.dumps(meta).encode()})
-            if writer.count >= clips_per_shard:
-                shards.append(writer.close())
-                writer = None
-        if writer is not None:
-            shards.append(writer.close())
+            writer.write(clip)
+        shards = writer.close()
         if not shards:
             raise ValueError(f"no clips to write to {folder}: give at least one")
-        index = {"shards": [asdict(shard) for shard in shards]}
-        write_bytes(scratch / INDEX_NAME, json.dumps(index, indent=1).encode())
+        write_index(scratch, shards)
     return shards
+
+
+class ClipShardWriter:
+    """Writes clips into shards PREFIX-NNNNNN.tar of a folder; a new shard begins when one is full."""
+
+    def __init__(self, folder: Path, *, clips_per_shard: int, prefix: str = "clips") -> None:
+        self._folder, self._clips_per_shard, self._prefix = folder, clips_per_shard, prefix
+        self._shards: list[ShardInfo] = []
+        self._open: ShardWriter | None = None
+        self._seen: set[str] = set()
+
+    def write(self, clip: ClipSource) -> None:
+        """Append one clip. Raises ValueError for a key, extension or captions that a reader would refuse."""
+        _check_source(clip, self._seen)
+        if self._open is None:
+            self._open = ShardWriter(self._folder, f"{self._prefix}-{len(self._shards):06d}.tar")
+        meta = clip.meta | {"crc32": crc32(clip.media)}
+        self._open.write(clip.key, {clip.extension: clip.media, "json": json.dumps(meta).encode()})
+        if self._open.count >= self._clips_per_shard:
+            self.close()
+
+    def close(self) -> list[ShardInfo]:
+        """Finish the shard that is open; all shards so far."""
+        if self._open is not None:
+            self._shards.append(self._open.close())
+            self._open = None
+        return self._shards
+
+
+def write_index(folder: Path, shards: list[ShardInfo]) -> None:
+    """Write the index of finished shards."""
+    index = {"shards": [asdict(shard) for shard in shards]}
+    write_bytes(folder / INDEX_NAME, json.dumps(index, indent=1).encode())
 
 
 def _check_source(clip: ClipSource, seen: set[str]) -> None:
@@ -154,15 +178,25 @@ def _read_index(folder: Path) -> dict[str, ShardInfo] | None:
     return {shard.name: shard for shard in shards}
 
 
-def read_clips(folder: str | Path, config: ClipConfig, report: ClipReport | None = None) -> Iterator[Clip]:
-    """Stream every clip of a folder as windows on the lattice, in shard order.
+def read_clips(
+    folder: str | Path,
+    config: ClipConfig,
+    report: ClipReport | None = None,
+    *,
+    shards: Sequence[Path] | None = None,
+    seen: set[str] | None = None,
+) -> Iterator[Clip]:
+    """Stream every clip of a folder, or of some of its shards, as windows on the lattice, in shard order.
 
-    A clip that cannot be used is skipped, and `report` says which and why; so is what a damaged shard loses.
+    Windows come while their clip is decoded, so that no more than one of them is held, whatever the clip's length.
+    A clip that cannot be used is skipped, and `report` says which and why; so is what a damaged shard loses. Of a
+    clip with damage in its middle the windows before it are kept. `seen` has the keys of clips read before, and takes
+    those of the clips read now.
     """
     report = report if report is not None else ClipReport()
     index = _read_index(Path(folder))
-    seen: set[str] = set()
-    for path in clip_shards(folder):
+    seen = seen if seen is not None else set()
+    for path in shards if shards is not None else clip_shards(folder):
         damage = tar_damage(path)
         if damage:
             report.skip(shard=path.name, key="", reason=damage)
@@ -193,7 +227,7 @@ def _samples(path: Path, report: ClipReport, *, damaged: bool) -> Iterator[dict[
 def _windows(
     sample: dict[str, Any], shard: str, config: ClipConfig, report: ClipReport, seen: set[str]
 ) -> Iterator[Clip]:
-    """All windows of one clip; raises DecodeError before the first one if the clip is no good."""
+    """All windows of one clip; raises DecodeError where the clip, or the rest of it, is no good."""
     key = sample["__key__"]
     try:
         check_key(key)
@@ -203,25 +237,51 @@ def _windows(
         raise DecodeError("duplicate key: a clip of this name was read before")
     seen.add(key)
     extension, meta = _media_and_meta(sample)
-    is_image = extension in IMAGE_EXTENSIONS
-    decoded = decode_clip(sample[extension], config, extension=extension)
-    frames = decoded.frames_T3HW.shape[0]
-    windows = cut_windows(frames, config, is_image=is_image)
-    if not windows:
-        raise DecodeError(
-            f"too short: {frames} frames at {config.fps:g} fps, fewer than min_frames={config.min_frames}"
-        )
-    tokens = config.tokens(windows[0][1], *decoded.frames_T3HW.shape[2:])
-    if config.max_tokens is not None and tokens > config.max_tokens:
-        raise DecodeError(f"packets without times: {tokens} tokens, above max_tokens={config.max_tokens}")
-    report.source_clips += 1
-    report.windows += len(windows)
-    report.images += sum(length == 1 for _, length in windows)
-    report.frames += sum(length for _, length in windows)
-    report.frames_cropped += frames - sum(length for _, length in windows)
-    for number, window in enumerate(windows):
-        name = f"{key}_w{number:02d}" if len(windows) > 1 else key
-        yield _clip(name, decoded, window, meta=meta, shard=shard, config=config)
+    number = used = 0
+    try:
+        for decoded, window in _streamed(sample[extension], config, extension=extension):
+            name = key if window.is_only else f"{key}_w{number:02d}"
+            clip = _clip(name, decoded, window, meta=meta, shard=shard)
+            report.source_clips += number == 0
+            report.windows += 1
+            report.images += clip.modality == "image"
+            report.frames += len(clip.frames_T3HW)
+            number, used = number + 1, used + len(clip.frames_T3HW)
+            yield clip
+            del clip
+        report.frames_cropped += decoded.count - used
+    except DecodeError as error:
+        raise DecodeError(f"{error}; the {number} windows before it are kept" if number else str(error)) from error
+
+
+def _streamed(media: bytes, config: ClipConfig, *, extension: str) -> Iterator[tuple[DecodedClip, Window[Tensor]]]:
+    """The windows of a clip, at least one.
+
+    The first is the longest. Where it breaks `max_tokens`, since time stamps foretold a shorter one, the clip is
+    decoded again for its true length.
+    """
+    longest: int | None = None
+    while True:
+        with decoded_clip(media, config, extension=extension, longest=longest) as decoded:
+            gave = False
+            for window in stream_windows(decoded, config, is_image=extension in IMAGE_EXTENSIONS):
+                tokens = config.tokens(len(window.frames), *window.frames[0].shape[1:])
+                if config.max_tokens is not None and tokens > config.max_tokens:
+                    assert longest is None, (tokens, config)
+                    longest = len(window.frames)
+                    break
+                gave = True
+                yield decoded, window
+            else:
+                if not gave:
+                    raise DecodeError(_too_short(decoded, config))
+                return
+
+
+def _too_short(decoded: DecodedClip, config: ClipConfig) -> str:
+    if not decoded.count:
+        return "no frames"
+    return f"too short: {decoded.count} frames at {decoded.fps:g} fps, fewer than min_frames={config.min_frames}"
 
 
 def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -244,17 +304,16 @@ def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return media[0], meta
 
 
-def _clip(
-    name: str, decoded: DecodedClip, window: tuple[int, int], *, meta: dict[str, Any], shard: str, config: ClipConfig
-) -> Clip:
-    first, length = window
+def _clip(name: str, decoded: DecodedClip, window: Window[Tensor], *, meta: dict[str, Any], shard: str) -> Clip:
+    frames_T3HW = torch.stack(window.frames)
+    window.frames.clear()  # else the pictures would be held beside their copy while the clip is encoded
     return Clip(
         key=name,
-        frames_T3HW=decoded.frames_T3HW[first : first + length],
+        frames_T3HW=frames_T3HW,
         captions=meta["captions"],
         source=meta["source"],
-        fps=config.fps,
-        start_s=float(meta.get("start_s") or 0.0) + first / config.fps,
+        fps=decoded.fps,
+        start_s=float(meta.get("start_s") or 0.0) + window.first / decoded.fps,
         native_height=decoded.native_height,
         native_width=decoded.native_width,
         shard=shard,

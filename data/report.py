@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """One clip (or, with an empty key, the rest of one shard) that was left out."""
+    """One clip, or the rest of it, that was left out; with an empty key, the rest of one shard."""
 
     shard: str
     key: str

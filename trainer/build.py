@@ -17,7 +17,7 @@ from model.flops import cost_coefficients, training_flops
 from parallel.engine import TrainEngine
 from parallel.runtime import Grid
 from parallel.stage import build_stage
-from trainer.batch import Microbatch, PackRecipe, build_microbatch
+from trainer.batch import Microbatch, PackLayout, PackRecipe, build_microbatch
 from trainer.config import TrainConfig
 from trainer.evaluation import EvaluationSet, heldout_set
 from trainer.metrics import Metrics
@@ -68,8 +68,7 @@ class Run:
         return PackRecipe(
             flow=self.config.flow,
             seed=self.config.seed,
-            tokens_per_pack=self.config.data.tokens_per_pack,
-            patch_size=self.config.model.patch_size,
+            layout=PackLayout.of(self.config),
             null_text=self.null_text,
             patches=self.grid.is_first_stage,
             targets=self.grid.is_last_stage,

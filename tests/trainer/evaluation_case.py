@@ -23,7 +23,7 @@ from model.text import TextConfig
 from parallel.dims import ParallelDims
 from parallel.fragments import Piece
 from parallel.optim import AdamWConfig
-from trainer.batch import PackRecipe, build_microbatch
+from trainer.batch import PackLayout, PackRecipe, build_microbatch
 from trainer.checkpoint import write_checkpoint
 from trainer.compose import to_yaml
 from trainer.config import DataConfig, EvaluationConfig, LoopConfig, SamplesConfig, TrainConfig
@@ -162,8 +162,7 @@ def train_dit(case: RunCase, *, steps: int) -> VideoDiT:
     recipe = PackRecipe(
         flow=config.flow,
         seed=0,
-        tokens_per_pack=tokens,
-        patch_size=MODEL.patch_size,
+        layout=PackLayout(tokens_per_pack=tokens, patch_size=MODEL.patch_size),
         null_text=manifest.null_text(),
     )
     for step in range(steps):
