@@ -105,6 +105,21 @@ def test_only_the_ends_of_a_pipeline_read_latents(config, first, last):
         assert torch.equal(part.weight_L, whole.weight_L)
 
 
+def test_of_ranks_with_the_same_packs_one_reads_and_the_others_are_handed_them(config):
+    box, batches = [], []
+    for is_first, hand_on in ((True, lambda memory: box.append(memory.clone())), (False, lambda m: m.copy_(box.pop()))):
+        run = stage_run(config, first=True, last=True)
+        run.grid.is_first_of_packs, run.grid.hand_on = is_first, hand_on
+        run.grid.pack_group = SimpleNamespace(size=lambda: 2)
+        with run.loader(Position()) as loader:
+            assert loader.share.reads == is_first
+            batches.append(next(loader))
+    for one, other in zip(*(run.microbatches(batch) for batch in batches), strict=True):
+        assert torch.equal(one.inputs.patch_LP, other.inputs.patch_LP)
+        assert torch.equal(one.inputs.text_KE, other.inputs.text_KE)
+        assert torch.equal(one.target_LP, other.target_LP)
+
+
 def test_nothing_is_written(config):
     open_shards(config)
     assert not Path(config.folder).exists()

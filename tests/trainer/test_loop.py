@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.trainer.run_case import STEPS, overrides, write_inputs
 from trainer.checkpoint import CheckpointReader, committed_steps
-from trainer.loop import due, ema_decay
+from trainer.loop import Pace, due, ema_decay
 from trainer.metrics import read_metrics
 
 HALF = STEPS // 2
@@ -190,6 +191,29 @@ def test_every_row_of_the_record_is_whole(straight):
     assert sum(levels) / 2 == pytest.approx(rows[0]["heldout/loss"])
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
     assert rows[-1]["tokens"] > rows[0]["tokens"] == 0
+    assert all(0 <= row["data_wait"] <= row["data_wait_max"] for row in rows if "loss" in row)
+    assert all(row["data_wait_rank"] == 0 for row in rows if "loss" in row)
+
+
+def waiting(told, *, data_size):
+    """What is written and said where ranks tell `[data rank, seconds waited]` of 10 seconds."""
+    said = []
+    grid = SimpleNamespace(gather_objects=lambda own: told, data_size=data_size, data_rank=0)
+    pace = Pace(SimpleNamespace(grid=grid, metrics=SimpleNamespace(say=said.append)))
+    return pace._waits(30, 10.0), said
+
+
+def test_the_rank_that_waits_longest_for_data_is_told():
+    even = [[0, 0.3], [0, 0.0], [1, 0.1], [1, 0.2]]  # two stages each
+    row, said = waiting(even, data_size=2)
+    assert row == {"data_wait": 0.025, "data_wait_max": 0.03, "data_wait_rank": 0}
+    assert not said
+    row, said = waiting([[0, 0.1], [1, 0.2], [2, 4.0], [3, 0.1]], data_size=4)
+    assert row == {"data_wait": 0.11, "data_wait_max": 0.4, "data_wait_rank": 2}
+    assert len(said) == 1
+    assert said[0].startswith("step 30: rank 2 waited 4.00 s of 10.00 s for its data, ranks usually 0.15 s")
+    assert not waiting([[0, 4.0]], data_size=1)[1]
+    assert not waiting([[0, 0.0], [1, 0.1], [2, 0.0]], data_size=3)[1], "too little to speak of"
 
 
 def test_half_of_the_average_is_younger_than_its_half_life():
