@@ -160,26 +160,20 @@ class ReaderPool:
 
     def _replace(self, worker: "_Worker", reason: str) -> None:
         """A new worker in its place with the same work; the job it was at is given up if that was tried before."""
-        name = f"data worker {worker.number} (pid {worker.process.pid})"
+        name = f"data worker {worker.number} (pid {worker.process.pid}) {reason}"
         self._selector.unregister(worker.channel)
         has_ended = worker.end()
         jobs = list(worker.jobs)
         if jobs:
-            job, where = jobs[0], jobs[0].where(read_of_word(worker.progress(), jobs[0].number))
-            job.attempts += 1
-            if job.attempts > 1 or not has_ended:
-                job.failure = (
-                    f"{name} {reason} at {where}"
-                    + (", as did the one before it with the same work" if job.attempts > 1 else "")
-                    + ("" if has_ended else ", and it cannot be ended")
-                    + ": see that its storage answers, or restore the shard"
-                )
-                jobs = jobs[1:]
-            name += f" {reason} at {where}: a new one has its work"
+            name += f" at {jobs[0].where(read_of_word(worker.progress(), jobs[0].number))}"
+            jobs[0].attempts += 1
+        if jobs and (jobs[0].attempts > 1 or not has_ended):
+            again = ", as did the one before it with the same work" if jobs[0].attempts > 1 else ""
+            stays = "" if has_ended else ", and it cannot be ended"
+            jobs.pop(0).failure = f"{name}{again}{stays}: see that its storage answers, or restore the shard"
         else:
-            name += f" {reason}: a new one takes its place"
-        # Every rank says this, and only errors are shown of those that are not the first.
-        log.error("%s", name)
+            # Every rank says this, and of ranks that are not the first only errors are shown.
+            log.error("%s: a new one %s", name, "has its work" if jobs else "takes its place")
         self._queue.extendleft(reversed(jobs))
         new = _Worker(worker.number, self.arena)
         self.workers[worker.number] = new
