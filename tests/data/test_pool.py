@@ -187,15 +187,18 @@ time.sleep(600)
 
 
 def test_workers_end_with_a_killed_parent_and_leave_no_memory(manifest):
-    before = set(os.listdir("/dev/shm"))
     command = [sys.executable, "-c", HOLDER, manifest.folder]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout.readline() == "reading\n"
         workers = workers_of(parent.pid)
         assert len(workers) == 2
+        for pid in (parent.pid, *workers):
+            shared = [
+                line.split()[5] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if " rw-s " in line
+            ]
+            assert set(shared) == {"/memfd:loader"}, "memory without a name goes with its processes"
         parent.kill()
     until(lambda: not any(is_running(pid) for pid in workers))
-    assert set(os.listdir("/dev/shm")) == before
 
 
 def test_a_scheduler_that_signals_all_processes_leaves_the_workers_to_their_loader(manifest, expected):
