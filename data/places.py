@@ -3,6 +3,8 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -82,11 +84,15 @@ class Places:
             columns={name: values[at] for name, values in self.columns.items()},
         )
 
+    @cached_property
+    def values(self) -> dict[str, list[Any]]:
+        """The columns as plain Python values."""
+        return {name: column.tolist() for name, column in self.columns.items()}
+
     def latent_shape(self, number: int) -> tuple[int, int, int, int]:
         """(C, T, H, W)."""
-        channels = self.data.manifests[self.source[number]].identity.latent_channels
-        frames, rows, columns = (int(self.columns[f"grid_{axis}"][number]) for axis in "thw")
-        return channels, frames, rows, columns
+        channels, values = self.data.manifests[self.source[number]].identity.latent_channels, self.values
+        return channels, values["grid_t"][number], values["grid_h"][number], values["grid_w"][number]
 
     def bucket(self, number: int) -> str:
         """Name of a sample's bucket."""

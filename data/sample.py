@@ -72,29 +72,29 @@ def build_sample(places: Places, number: int, memory: Memory, starts: dict[str, 
 
     ValueError names shard and key.
     """
-    columns = places.columns
+    values = places.values
     shape = places.latent_shape(number)
     latent_CTHW = None
     try:
         if "latent" in starts:
-            latent_CTHW = tensors_in(memory, starts["latent"], int(columns["latent_size"][number]))["latent"]
-        text = tensors_in(memory, starts["text"], int(columns["text_size"][number]))
+            latent_CTHW = tensors_in(memory, starts["latent"], values["latent_size"][number])["latent"]
+        text = tensors_in(memory, starts["text"], values["text_size"][number])
         start = starts["json"]
-        captions = json.loads(str(memory.bytes[start : start + columns["json_size"][number]], "utf-8"))["captions"]
+        captions = json.loads(str(memory.bytes[start : start + values["json_size"][number]], "utf-8"))["captions"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{places.where(number)} cannot be read ({error!r}): encode the clips again") from error
     if latent_CTHW is not None:
         _check_latent(latent_CTHW, shape, places, number)
     return Sample(
-        key=columns["key"][number],
+        key=values["key"][number],
         index=int(places.rows[number]),
         latent_shape=shape,
         latent_CTHW=latent_CTHW,
         text=text,
         captions=captions,
-        source=columns["source"][number],
-        video_tokens=int(columns["video_tokens"][number]),
-        fps=float(columns["fps"][number]),
+        source=values["source"][number],
+        video_tokens=values["video_tokens"][number],
+        fps=values["fps"][number],
         bucket=places.bucket(number),
     )
 
