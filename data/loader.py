@@ -55,6 +55,8 @@ class SampleReader:
         if damaged:
             raise ValueError(_damage(reads, damaged[0]))
         sample = build_sample(places, 0, Memory(memory), reads.starts()[0])
+        if not sample.is_finite:
+            raise ValueError(f"{places.where(0)} has NaN or Inf in its latent or text: encode the clips again")
         if caption_kind is None:
             return sample
         if caption_kind not in sample.text:

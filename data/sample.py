@@ -43,6 +43,11 @@ class Sample:
     bucket: str
 
     @property
+    def is_finite(self) -> bool:
+        """Whether latent and text have no NaN or Inf. Looking takes as long as reading; who writes shards sees to it."""
+        return all(is_finite(tensor) for tensor in (self.latent_CTHW, *self.text.values()) if tensor is not None)
+
+    @property
     def num_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.latent_CTHW, *self.text.values()) if tensor is not None)
 
@@ -83,8 +88,10 @@ def build_sample(places: Places, number: int, memory: Memory, starts: dict[str, 
         captions = json.loads(str(memory.bytes[start : start + values["json_size"][number]], "utf-8"))["captions"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{places.where(number)} cannot be read ({error!r}): encode the clips again") from error
-    if latent_CTHW is not None:
-        _check_latent(latent_CTHW, shape, places, number)
+    if latent_CTHW is not None and tuple(latent_CTHW.shape) != shape:
+        raise ValueError(
+            f"{places.where(number)} has shape {tuple(latent_CTHW.shape)}, the manifest says {shape}: encode again"
+        )
     return Sample(
         key=values["key"][number],
         index=int(places.rows[number]),
@@ -132,15 +139,6 @@ def _parse(header: bytes, size: int) -> tuple[tuple[str, torch.dtype, tuple[int,
         strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         entries.append((name, dtype, shape, strides, begin))
     return tuple(entries)
-
-
-def _check_latent(latent_CTHW: Tensor, shape: tuple[int, ...], places: Places, number: int) -> None:
-    if tuple(latent_CTHW.shape) != shape:
-        raise ValueError(
-            f"{places.where(number)} has shape {tuple(latent_CTHW.shape)}, the manifest says {shape}: encode again"
-        )
-    if not is_finite(latent_CTHW):
-        raise ValueError(f"{places.where(number)} has NaN or Inf in its latent: encode the clips again")
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -56,7 +56,7 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
                 result = run.engine.step(microbatches, lr=rate)
             run.grid.started()
             if result.skipped:
-                raise ValueError(not_finite(progress.step + 1, batch))
+                raise ValueError(not_finite(run, progress.step + 1, batch))
             after = batch.position_after
             progress.step, progress.tokens = after.step, after.tokens
             progress.epoch, progress.pack, progress.stage = after.epoch, after.pack, after.stage
@@ -88,14 +88,20 @@ def refuse_together(run: Run, failure: str | None = None) -> None:
         raise ValueError(next(text for text in run.grid.gather_objects(failure) if text))
 
 
-def not_finite(step: int, batch: StepData) -> str:
-    """What a user is told about a step that made no sense."""
-    keys = [key for pack in batch.keys for key in pack]
-    named = ", ".join(keys[:_KEYS_NAMED]) + (f" and {len(keys) - _KEYS_NAMED} more" if len(keys) > _KEYS_NAMED else "")
+def not_finite(run: Run, step: int, batch: StepData) -> str:
+    """What a user is told about a step that made no sense; collective, since each rank looks at its own samples."""
+    begins = f"step {step}: loss or gradient is not finite, so nothing was updated and earlier checkpoints stand"
+    bad = {one.key for pack in batch.packs for one in pack if not one.is_finite}
+    if found := sorted({key for keys in run.grid.gather_objects(sorted(bad)) for key in keys}):
+        return f"{begins}; NaN or Inf is stored in sample {_named(found)}: encode the clips again"
     return (
-        f"step {step}: loss or gradient is not finite, so nothing was updated and earlier checkpoints stand; look for "
-        f"bad values in its samples ({named}), or lower schedule.lr and resume with allow_changes=true"
+        f"{begins}; look at its samples ({_named([key for pack in batch.keys for key in pack])}), or lower schedule.lr "
+        "and resume with allow_changes=true"
     )
+
+
+def _named(keys: list[str]) -> str:
+    return ", ".join(keys[:_KEYS_NAMED]) + (f" and {len(keys) - _KEYS_NAMED} more" if len(keys) > _KEYS_NAMED else "")
 
 
 def ema_decay(half_life_fraction: float, step: int) -> float:

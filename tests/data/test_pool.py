@@ -186,18 +186,22 @@ time.sleep(600)
 """
 
 
+def shared_memory(pid):
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [line.split()[5] for line in lines if " rw-s " in line]
+
+
 def test_workers_end_with_a_killed_parent_and_leave_no_memory(manifest):
     command = [sys.executable, "-c", HOLDER, manifest.folder]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout.readline() == "reading\n"
-        workers = workers_of(parent.pid)
-        assert len(workers) == 2
-        for pid in (parent.pid, *workers):
-            shared = [
-                line.split()[5] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if " rw-s " in line
-            ]
-            assert set(shared) == {"/memfd:loader"}, "memory without a name goes with its processes"
-        parent.kill()
+        try:
+            assert parent.stdout.readline() == "reading\n"
+            workers = until(lambda: len(workers_of(parent.pid)) == 2 and workers_of(parent.pid))
+            for pid in (parent.pid, *workers):
+                names = until(lambda pid=pid: shared_memory(pid))
+                assert set(names) == {"/memfd:loader"}, "memory without a name goes with its processes"
+        finally:
+            parent.kill()
     until(lambda: not any(is_running(pid) for pid in workers))
 
 
