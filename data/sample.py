@@ -44,7 +44,7 @@ class Sample:
 
     @property
     def is_finite(self) -> bool:
-        """Whether latent and text have no NaN or Inf. Looking takes as long as reading; who writes shards sees to it."""
+        """Whether latent and text have no NaN or Inf. Looking takes as long as reading: who writes sees to it."""
         return all(is_finite(tensor) for tensor in (self.latent_CTHW, *self.text.values()) if tensor is not None)
 
     @property
