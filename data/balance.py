@@ -40,8 +40,8 @@ class PackCost:
 
     def of_samples(self, video_tokens: np.ndarray, text_tokens: np.ndarray) -> np.ndarray:
         """Of each sample; a pack costs what its samples do."""
-        lengths = video_tokens.astype(np.float64)
-        return lengths * (self.linear + self.quadratic * lengths) + self.text * text_tokens
+        lengths, text = video_tokens.astype(np.float64), text_tokens.astype(np.float64)
+        return lengths * (self.linear + self.quadratic * lengths) + self.text * text
 
 
 def balanced_order(costs: Sequence[float]) -> list[int]:

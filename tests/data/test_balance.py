@@ -54,6 +54,12 @@ def test_cost_is_linear_in_tokens_and_in_their_squares():
         PackCost(linear=0.0)
 
 
+def test_costs_of_large_models_are_no_int32():
+    cost = PackCost(linear=23_908_843_520, quadratic=819_200, text=4_288_675_840)
+    tokens = np.array([32_760], dtype=np.int32)
+    assert cost.of_samples(tokens, tokens)[0] == pytest.approx(32_760 * (28_197_519_360 + 819_200 * 32_760))
+
+
 def test_cost_is_read_from_a_file(tmp_path):
     path = tmp_path / "cost.json"
     path.write_text('{"linear": 1, "quadratic": 2e-5, "text": 0, "r2": 0.99}')
