@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import torch
 from torch import Tensor
 from webdataset.tariterators import tarfile_samples
 
-from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodedClip, DecodeError, decode_clip
-from data.lattice import ClipConfig, cut_windows
+from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodedClip, DecodeError, decoded_clip
+from data.lattice import ClipConfig, Window, stream_windows
 from data.report import ClipReport
 from data.shards import ShardInfo, ShardWriter, check_key, file_sha256, new_folder, tar_damage, write_bytes
 
@@ -40,6 +41,7 @@ class Clip:
     captions: dict[str, str]
     source: str
     fps: float
+    """Frames a second after resampling; says nothing of an image."""
     start_s: float
     """Where the window starts in its source."""
     native_height: int
@@ -157,7 +159,9 @@ def _read_index(folder: Path) -> dict[str, ShardInfo] | None:
 def read_clips(folder: str | Path, config: ClipConfig, report: ClipReport | None = None) -> Iterator[Clip]:
     """Stream every clip of a folder as windows on the lattice, in shard order.
 
-    A clip that cannot be used is skipped, and `report` says which and why; so is what a damaged shard loses.
+    Windows come while their clip is decoded, so that no more than one of them is held, whatever the clip's length.
+    A clip that cannot be used is skipped, and `report` says which and why; so is what a damaged shard loses. Of a
+    clip with damage in its middle the windows before it are kept.
     """
     report = report if report is not None else ClipReport()
     index = _read_index(Path(folder))
@@ -193,7 +197,7 @@ def _samples(path: Path, report: ClipReport, *, damaged: bool) -> Iterator[dict[
 def _windows(
     sample: dict[str, Any], shard: str, config: ClipConfig, report: ClipReport, seen: set[str]
 ) -> Iterator[Clip]:
-    """All windows of one clip; raises DecodeError before the first one if the clip is no good."""
+    """All windows of one clip; raises DecodeError where the clip, or the rest of it, is no good."""
     key = sample["__key__"]
     try:
         check_key(key)
@@ -203,25 +207,36 @@ def _windows(
         raise DecodeError("duplicate key: a clip of this name was read before")
     seen.add(key)
     extension, meta = _media_and_meta(sample)
-    is_image = extension in IMAGE_EXTENSIONS
-    decoded = decode_clip(sample[extension], config, extension=extension)
-    frames = decoded.frames_T3HW.shape[0]
-    windows = cut_windows(frames, config, is_image=is_image)
-    if not windows:
-        raise DecodeError(
-            f"too short: {frames} frames at {config.fps:g} fps, fewer than min_frames={config.min_frames}"
-        )
-    tokens = config.tokens(windows[0][1], *decoded.frames_T3HW.shape[2:])
+    number = used = 0
+    try:
+        with decoded_clip(sample[extension], config, extension=extension) as decoded:
+            for window in stream_windows(decoded, config, is_image=extension in IMAGE_EXTENSIONS):
+                name = key if window.is_only else f"{key}_w{number:02d}"
+                clip = _clip(name, decoded, window, meta=meta, shard=shard)
+                if number == 0:
+                    _check_tokens(clip, config)
+                    report.source_clips += 1
+                number, used = number + 1, used + len(clip.frames_T3HW)
+                report.windows += 1
+                report.images += clip.modality == "image"
+                report.frames += len(clip.frames_T3HW)
+                yield clip
+                del clip
+            if not number:
+                raise DecodeError(
+                    f"too short: {decoded.count} frames at {decoded.fps:g} fps, fewer than "
+                    f"min_frames={config.min_frames}"
+                )
+            report.frames_cropped += decoded.count - used
+    except DecodeError as error:
+        raise DecodeError(f"{error}; the {number} windows before it are kept" if number else str(error)) from error
+
+
+def _check_tokens(clip: Clip, config: ClipConfig) -> None:
+    """The first window is the longest; its length was foretold from the packets' time stamps."""
+    tokens = config.tokens(len(clip.frames_T3HW), *clip.frames_T3HW.shape[2:])
     if config.max_tokens is not None and tokens > config.max_tokens:
         raise DecodeError(f"packets without times: {tokens} tokens, above max_tokens={config.max_tokens}")
-    report.source_clips += 1
-    report.windows += len(windows)
-    report.images += sum(length == 1 for _, length in windows)
-    report.frames += sum(length for _, length in windows)
-    report.frames_cropped += frames - sum(length for _, length in windows)
-    for number, window in enumerate(windows):
-        name = f"{key}_w{number:02d}" if len(windows) > 1 else key
-        yield _clip(name, decoded, window, meta=meta, shard=shard, config=config)
 
 
 def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -244,17 +259,16 @@ def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return media[0], meta
 
 
-def _clip(
-    name: str, decoded: DecodedClip, window: tuple[int, int], *, meta: dict[str, Any], shard: str, config: ClipConfig
-) -> Clip:
-    first, length = window
+def _clip(name: str, decoded: DecodedClip, window: Window[Tensor], *, meta: dict[str, Any], shard: str) -> Clip:
+    frames_T3HW = torch.stack(window.frames)
+    window.frames.clear()  # else the pictures would be held beside their copy while the clip is encoded
     return Clip(
         key=name,
-        frames_T3HW=decoded.frames_T3HW[first : first + length],
+        frames_T3HW=frames_T3HW,
         captions=meta["captions"],
         source=meta["source"],
-        fps=config.fps,
-        start_s=float(meta.get("start_s") or 0.0) + first / config.fps,
+        fps=decoded.fps,
+        start_s=float(meta.get("start_s") or 0.0) + window.first / decoded.fps,
         native_height=decoded.native_height,
         native_width=decoded.native_width,
         shard=shard,

@@ -1,10 +1,13 @@
-"""Bytes of a video or an image to frames at one rate, on the lattice. By time stamps, never by frame numbers."""
+"""Bytes of a video or an image to frames at an even rate, on the lattice. By time stamps, never by frame numbers.
+
+Frames come one after another while the file is decoded; none is kept.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from fractions import Fraction
 from io import BytesIO
-from itertools import islice
+from itertools import islice, pairwise
 
 import av
 import numpy as np
@@ -30,29 +33,78 @@ _TIME_TOLERANCE_S = 0.002
 """Containers may round time stamps to milliseconds."""
 _LONGEST_HOLD_S = 60.0
 """A longer gap between two frames is a broken time stamp, not a still picture."""
+_STILL_FPS = 1.0
+"""Stands for the rate of what has none of its own: a single picture."""
 
 
 class DecodeError(ValueError):
     """Why a clip cannot be used; the message is a reason for the report."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodedClip:
-    """All frames of a clip at the target rate; `frames_T3HW` uint8, sizes on the lattice, T anything >= 1."""
+class DecodedClip(Iterator[Tensor]):
+    """The frames of a clip as they are decoded: uint8 `[3, H, W]` each, upright and all of one size."""
 
-    frames_T3HW: Tensor
-    native_height: int
-    native_width: int
+    def __init__(
+        self,
+        shown: Iterator[av.VideoFrame],
+        *,
+        fps: float,
+        pixel_aspect: float,
+        fit_of: Callable[[int, int], Fit],
+    ) -> None:
+        """`fit_of` says where an upright picture of so many rows and columns of square pixels lands."""
+        self.fps = fps
+        self._shown, self._pixel_aspect, self._fit_of = shown, pixel_aspect, fit_of
+        self._reformatter = VideoReformatter()
+        self._fit: Fit | None = None
+        self._previous: tuple[av.VideoFrame, Tensor] | None = None
+        self.native_height = self.native_width = 0
+        """As stored, before it is turned upright; 0 before the first frame."""
+        self.count = 0
+        """Frames handed out so far."""
+
+    def __next__(self) -> Tensor:
+        """The next frame; one that is shown again is not converted again."""
+        frame = next(self._shown)
+        if self._fit is None:
+            self.native_height, self.native_width = frame.height, frame.width
+            self._fit = _fit(frame, self._pixel_aspect, self._fit_of)
+        if (frame.height, frame.width) != (self.native_height, self.native_width):
+            raise DecodeError(
+                f"frame size changes: {self.native_width}x{self.native_height} to {frame.width}x{frame.height}"
+            )
+        if self._previous is None or self._previous[0] is not frame:
+            self._previous = None
+            picture_HW3 = _picture(frame, self._fit, self._reformatter)
+            self._previous = frame, torch.from_numpy(picture_HW3).permute(2, 0, 1).contiguous()
+        self.count += 1
+        return self._previous[1]
 
 
-def decode_clip(data: bytes, config: ClipConfig, *, extension: str) -> DecodedClip:
-    """Decode, resample to `config.fps` by time, scale and crop. Raises DecodeError with the reason."""
-    longest = 1 if extension in IMAGE_EXTENSIONS else _longest_window(data, config, extension)
+@contextmanager
+def decoded_clip(data: bytes, config: ClipConfig, *, extension: str) -> Iterator[DecodedClip]:
+    """Decode, resample to `config.fps` or to the clip's own rate by time, scale and crop.
+
+    Raises DecodeError with the reason, here or while frames are taken.
+    """
+    if extension in IMAGE_EXTENSIONS:
+        fps, longest = config.fps or _STILL_FPS, 1
+    elif config.fps is None:
+        times = _frame_times(data, extension)
+        fps = native_rate(times) or _STILL_FPS
+        longest = _longest_window(float(times[-1] - times[0]), len(times), fps, config)
+    else:
+        fps = config.fps
+        times = _packet_times(data, extension)
+        longest = config.max_frames
+        if times:
+            longest = _longest_window(float(times[-1] - times[0]), len(times), fps, config)
     with _opened(data, extension) as container:
-        return _collect(
-            _shown(container, extension, config.fps),
-            _video_stream(container),
-            lambda height, width: fit_frame(height, width, frames=longest, config=config),
+        yield DecodedClip(
+            _shown(container, extension, fps),
+            fps=fps,
+            pixel_aspect=_pixel_aspect(container),
+            fit_of=lambda height, width: fit_frame(height, width, frames=longest, config=config),
         )
 
 
@@ -63,9 +115,16 @@ def decode_first_frames(data: bytes, size: tuple[int, int, int], *, fps: float, 
     """
     frames, height, width = size
     with _opened(data, extension) as container:
-        shown = islice(_shown(container, extension, fps), frames)
-        decoded = _collect(shown, _video_stream(container), lambda h, w: cover_frame(h, w, (height, width)))
-    return decoded.frames_T3HW
+        decoded = DecodedClip(
+            islice(_shown(container, extension, fps), frames),
+            fps=fps,
+            pixel_aspect=_pixel_aspect(container),
+            fit_of=lambda h, w: cover_frame(h, w, (height, width)),
+        )
+        pictures = list(decoded)
+    if not pictures:
+        raise DecodeError("no frames")
+    return torch.stack(pictures)
 
 
 @contextmanager
@@ -101,15 +160,45 @@ def _shown(container: InputContainer, extension: str, fps: float) -> Iterator[av
     return on_screen(_checked(frames), fps=fps, default_rate=float(stream.average_rate or fps))
 
 
-def _longest_window(data: bytes, config: ClipConfig, extension: str) -> int:
-    """Frames of the longest window the clip will give, from its packets' time stamps; the headers may lie."""
+def _pixel_aspect(container: InputContainer) -> float:
+    return float(_video_stream(container).sample_aspect_ratio or 1)
+
+
+def _packet_times(data: bytes, extension: str) -> list[Fraction]:
+    """Time stamps of all packets in order, in seconds; nothing is decoded."""
     with _opened(data, extension) as container:
         packets = container.demux(_video_stream(container))
-        times = sorted(float(p.pts * (p.time_base or 0)) for p in packets if p.pts is not None)
+        return sorted(p.pts * p.time_base for p in packets if p.pts is not None and p.time_base)
+
+
+def _frame_times(data: bytes, extension: str) -> list[Fraction]:
+    """Time stamps of all frames as they are decoded, in seconds."""
+    with _opened(data, extension) as container:
+        frames = _checked(container.decode(_video_stream(container)))
+        times = [frame.pts * frame.time_base for frame in frames if frame.pts is not None and frame.time_base]
     if not times:
-        return config.max_frames
-    span = times[-1] - times[0]
-    frames = span * config.fps * len(times) / max(len(times) - 1, 1)
+        raise DecodeError("no frames with time stamps")
+    return times
+
+
+def native_rate(times: list[Fraction]) -> float | None:
+    """Frames a second from the median interval between frames; None where there is no interval.
+
+    Intervals that differ from the median by no more than rounding are averaged, since containers that round time
+    stamps to milliseconds make 41 and 42 ms of 24 frames/s.
+    """
+    steps = sorted(after - before for before, after in pairwise(times) if after > before)
+    if not steps:
+        return None
+    median = steps[len(steps) // 2]
+    rounding = min(Fraction(_TIME_TOLERANCE_S), median / 4)
+    near = [step for step in steps if abs(step - median) <= rounding]
+    return float(len(near) / sum(near))
+
+
+def _longest_window(span_s: float, count: int, fps: float, config: ClipConfig) -> int:
+    """Frames of the longest window of a clip of `count` frames, the last of them `span_s` after the first."""
+    frames = span_s * fps * count / max(count - 1, 1)
     windows = cut_windows(round(min(frames, config.max_frames)) + 1, config, is_image=True)
     return windows[0][1]
 
@@ -151,32 +240,6 @@ def on_screen(frames: Iterator[av.VideoFrame], *, fps: float, default_rate: floa
     while ticks / fps < end - _TIME_TOLERANCE_S or ticks == 0:
         yield shown
         ticks += 1
-
-
-def _collect(shown: Iterator[av.VideoFrame], stream: av.VideoStream, fit_of: Callable[[int, int], Fit]) -> DecodedClip:
-    """Scale and crop each shown frame; one that is shown again is not converted again.
-
-    `fit_of` says where an upright picture of so many rows and columns of square pixels lands.
-    """
-    reformatter, pixel_aspect = VideoReformatter(), float(stream.sample_aspect_ratio or 1)
-    pictures: list[np.ndarray] = []
-    fit: Fit | None = None
-    native = (0, 0)
-    previous: av.VideoFrame | None = None
-    for frame in shown:
-        if fit is None:
-            native = (frame.height, frame.width)
-            fit = _fit(frame, pixel_aspect, fit_of)
-        if (frame.height, frame.width) != native:
-            raise DecodeError(f"frame size changes: {native[1]}x{native[0]} to {frame.width}x{frame.height}")
-        pictures.append(pictures[-1] if frame is previous else _picture(frame, fit, reformatter))
-        previous = frame
-    if not pictures:
-        raise DecodeError("no frames")
-    stacked_THW3 = torch.from_numpy(np.stack(pictures))
-    return DecodedClip(
-        frames_T3HW=stacked_THW3.permute(0, 3, 1, 2).contiguous(), native_height=native[0], native_width=native[1]
-    )
 
 
 def _is_sideways(frame: av.VideoFrame) -> bool:

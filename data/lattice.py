@@ -1,7 +1,11 @@
 """The lattice of sizes that codec and patching allow, and how a clip comes to lie on it."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Frame = TypeVar("Frame")
 
 _RESOLUTION_WEIGHT = 0.25
 """Losing 4 % of the resolution weighs as much as losing 1 % of the picture."""
@@ -11,8 +15,8 @@ _RESOLUTION_WEIGHT = 0.25
 class ClipConfig:
     """How clips are cut to frames a codec takes."""
 
-    fps: float
-    """All videos are resampled to this rate, by time."""
+    fps: float | None
+    """All videos are resampled to this rate, by time. None keeps each one's own, the median of its frame intervals."""
     max_frames: int
     """Longer clips are cut into consecutive windows of at most this many frames, 1 + 4k."""
     min_frames: int = 5
@@ -21,13 +25,15 @@ class ClipConfig:
     """Pixels per frame above which a clip is downscaled."""
     max_tokens: int | None = None
     """Tokens of a window above which its clip is downscaled."""
+    square: int | None = None
+    """For comparison with training on squares: crop the largest centred one and scale it to this side, up or down."""
     strides: tuple[int, int, int] = (4, 8, 8)
     """Frames, rows and columns of video per latent value."""
     patch_size: tuple[int, int, int] = (1, 2, 2)
 
     def __post_init__(self) -> None:
-        if not self.fps > 0:
-            raise ValueError(f"clip.fps={self.fps} must be above 0")
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError(f"clip.fps={self.fps} must be above 0, or null to keep the clips' own rates")
         if self.patch_size[0] != 1:
             raise ValueError(
                 f"clip.patch_size={self.patch_size} must be 1 in time, since a clip has 1 + k latent frames"
@@ -41,10 +47,26 @@ class ClipConfig:
                 )
         if self.min_frames > self.max_frames:
             raise ValueError(f"clip.min_frames={self.min_frames} must not be above clip.max_frames={self.max_frames}")
-        for name in ("max_area", "max_tokens"):
-            limit, least = getattr(self, name), self.cell[0] * self.cell[1] if name == "max_area" else 1
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        height, width = self.cell
+        if self.square is not None:
+            multiple = math.lcm(height, width)
+            if self.square < 1 or self.square % multiple:
+                below = max(self.square // multiple, 1) * multiple
+                raise ValueError(
+                    f"clip.square={self.square} must be a multiple of {multiple}: take {below} or {below + multiple}"
+                )
+            height = width = self.square
+        tokens = self.tokens(self.max_frames, height, width)
+        for name, least in (("max_area", height * width), ("max_tokens", tokens)):
+            limit = getattr(self, name)
             if limit is not None and limit < least:
-                raise ValueError(f"clip.{name}={limit} must be at least {least}")
+                raise ValueError(
+                    f"clip.{name}={limit} must be at least {least}, which clip.max_frames={self.max_frames} frames "
+                    f"of {height} x {width} pixels take"
+                )
 
     @property
     def cell(self) -> tuple[int, int]:
@@ -73,30 +95,45 @@ class Fit:
 def fit_frame(height: int, width: int, *, frames: int, config: ClipConfig) -> Fit:
     """Where a frame of `height` x `width` square pixels lands on the lattice, in a window of `frames` frames.
 
-    Never enlarged; downscaled only above `max_area` or `max_tokens`; the aspect ratio is kept by scaling to cover and
-    cropping. Among the lattice sizes at hand, the one that loses least picture and resolution is taken.
+    Never enlarged, and within `max_area` and `max_tokens` not scaled at all: less than a cell is cropped in height and
+    in width. Above them it is downscaled to cover the lattice size that loses least picture and resolution of those
+    that crop less than a cell; the aspect ratio is kept. With `square`, see there.
     Raises ValueError for a frame that no lattice size fits.
     """
+    if config.square is not None:
+        return cover_frame(height, width, (config.square, config.square))
     rows, columns = config.cell
     limit = _area_limit(height, width, frames, config)
+    whole = (height // rows * rows, width // columns * columns)
+    if min(whole) > 0 and whole[0] * whole[1] <= limit:
+        return Fit(height=whole[0], width=whole[1], scaled_height=height, scaled_width=width)
     ideal = min(1.0, math.sqrt(limit / (height * width)))
-    best: tuple[float, tuple[int, int]] | None = None
-    highest = min(height // rows, math.ceil(height * ideal / rows))
-    for h in range(max(1, highest // 2), highest + 1):
-        across = h * rows / height * width / columns
-        for w in {max(1, math.floor(across)), math.ceil(across)}:
-            size = (h * rows, w * columns)
-            if size[1] > width or size[0] * size[1] > limit:
-                continue
-            cost = _loss(height, width, size, ideal)
-            if best is None or cost < best[0]:
-                best = (cost, size)
+    best: tuple[float, Fit] | None = None
+    for size in _sizes_near(height, width, ideal, config):
+        if size[1] > width or size[0] * size[1] > limit:
+            continue
+        fit = cover_frame(height, width, size)
+        if fit.scaled_height - fit.height >= rows or fit.scaled_width - fit.width >= columns:
+            continue
+        cost = _loss(height, width, size, ideal)
+        if best is None or cost < best[0]:
+            best = (cost, fit)
     if best is None:
         raise ValueError(
             f"too small: {width} x {height} pixels within {limit} pixels a frame hold no "
             f"multiple of {columns} x {rows} at this aspect ratio"
         )
-    return cover_frame(height, width, best[1])
+    return best[1]
+
+
+def _sizes_near(height: int, width: int, ideal: float, config: ClipConfig) -> Iterator[tuple[int, int]]:
+    """Lattice sizes whose aspect ratio is about that of the frame, from half of the ideal height on."""
+    rows, columns = config.cell
+    highest = min(height // rows, math.ceil(height * ideal / rows))
+    for h in range(max(1, highest // 2), highest + 1):
+        across = h * rows / height * width / columns
+        for w in sorted({max(1, math.floor(across)), math.ceil(across)}):
+            yield h * rows, w * columns
 
 
 def _area_limit(height: int, width: int, frames: int, config: ClipConfig) -> int:
@@ -133,3 +170,37 @@ def cut_windows(frames: int, config: ClipConfig, *, is_image: bool = False) -> l
         windows.append((start, length))
         start += length
     return windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window(Generic[Frame]):
+    """Consecutive frames of a clip, 1 + 4k of them."""
+
+    first: int
+    """Number of its first frame in the clip."""
+    frames: list[Frame]
+    is_only: bool
+    """Whether the clip has no other window."""
+
+
+def stream_windows(frames: Iterable[Frame], config: ClipConfig, *, is_image: bool = False) -> Iterator[Window[Frame]]:
+    """The windows that `cut_windows` names, as the frames come; `max_frames + min_frames` of them are held at most."""
+    shortest = 1 if is_image else config.min_frames
+    held: list[Frame] = []
+    first = 0
+    for frame in frames:
+        held.append(frame)
+        # Only now is another window sure to follow, which the name of the first one depends on.
+        if len(held) == config.max_frames + shortest:
+            yield Window(first=first, frames=_taken(held, config.max_frames), is_only=False)
+            first += config.max_frames
+    windows = cut_windows(len(held), config, is_image=is_image)
+    for _, length in windows:
+        yield Window(first=first, frames=_taken(held, length), is_only=first == 0 and len(windows) == 1)
+        first += length
+
+
+def _taken(held: list[Frame], count: int) -> list[Frame]:
+    taken = held[:count]
+    del held[:count]
+    return taken

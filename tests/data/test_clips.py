@@ -1,8 +1,12 @@
+import gc
 import json
 import tarfile
+import weakref
 
 import pytest
+import torch
 
+import data.decode
 from data.clips import INDEX_NAME, ClipSource, clip_shards, clip_shards_identity, read_clips, write_clip_shards
 from data.lattice import ClipConfig
 from data.report import ClipReport
@@ -69,6 +73,74 @@ def test_a_corrupt_clip_among_good_ones_is_skipped_and_reported(tmp_path):
     assert skipped.reason.startswith("cannot be decoded: damaged")
     assert report.to_json()["reasons"] == {"cannot be decoded": 1}
     assert any("clips-000000.tar: broken: cannot be decoded" in line for line in report.lines())
+
+
+@pytest.mark.parametrize("fps", [8.0, None])
+def test_a_long_video_is_never_in_memory_as_a_whole(tmp_path, monkeypatch, fps):
+    """60 windows, of which this reader holds one: pictures and windows alive at any time are those of three."""
+    alive, most = 0, 0
+    take = data.decode.DecodedClip.__next__
+
+    def count(tensor, frames):
+        def died():
+            nonlocal alive
+            alive -= frames
+
+        nonlocal alive, most
+        alive += frames
+        most = max(most, alive)
+        weakref.finalize(tensor, died)
+        return tensor
+
+    monkeypatch.setattr(data.decode.DecodedClip, "__next__", lambda clip: count(take(clip), 1))
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda frames: count(stack(frames), len(frames)))
+    write_clip_shards([source("long", video(frames=60 * 17, fps=8, height=16, width=16))], tmp_path / "clips")
+    settings = ClipConfig(fps=fps, max_frames=17)
+    lengths = [len(clip.frames_T3HW) for clip in read_clips(tmp_path / "clips", settings)]
+    assert lengths == [17] * 60
+    assert settings.max_frames <= most <= 3 * settings.max_frames + settings.min_frames
+    gc.collect()
+    assert alive == 0
+
+
+def test_windows_before_damage_are_kept_and_the_rest_is_reported(tmp_path, monkeypatch):
+    write_clip_shards([source("long", video(frames=60, fps=8)), source("good", video())], tmp_path / "clips")
+    checked = data.decode._checked
+
+    def damaged(frames):
+        for number, frame in enumerate(checked(frames)):
+            if number == 45:
+                raise data.decode.DecodeError("damaged frame: number 45 at 5.625 s")
+            yield frame
+
+    monkeypatch.setattr(data.decode, "_checked", damaged)
+    clips, report = read(tmp_path / "clips")
+    assert list(clips) == ["long_w00", "long_w01", "good"]
+    assert [str(item) for item in report.skipped] == [
+        "clips-000000.tar: long: damaged frame: number 45 at 5.625 s; the 2 windows before it are kept"
+    ]
+    assert (report.source_clips, report.windows, report.frames) == (2, 3, 39)
+
+
+def test_clips_keep_their_own_rates(tmp_path):
+    clips = [
+        source("film", video(frames=30, fps=24)),
+        source("tv", video(frames=30, fps=30)),
+        source("p", still(), "png"),
+    ]
+    write_clip_shards(clips, tmp_path / "clips")
+    clips, report = read(tmp_path / "clips", ClipConfig(fps=None, max_frames=17))
+    assert {key: (len(clip.frames_T3HW), clip.fps, clip.start_s) for key, clip in clips.items()} == {
+        "film_w00": (17, 24.0, 0.0),
+        "film_w01": (13, 24.0, 17 / 24),
+        "tv_w00": (17, 30.0, 0.0),
+        "tv_w01": (13, 30.0, 17 / 30),
+        "p": (1, 1.0, 0.0),
+    }
+    # Numbers of pictures: no frame is lost or shown twice.
+    assert [number_of(f.numpy()) for f in clips["film_w01"].frames_T3HW] == list(range(17, 30))
+    assert report.skipped == []
 
 
 def test_a_flipped_bit_in_a_video_is_found_by_its_checksum(shards):

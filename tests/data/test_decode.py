@@ -5,17 +5,27 @@ from io import BytesIO
 import av
 import numpy as np
 import pytest
+import torch
 
 import data.decode
-from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodeError, decode_clip, decode_first_frames
+from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodeError, decode_first_frames, decoded_clip, native_rate
 from data.lattice import ClipConfig
 from tests.data.media import number_of, picture, still, video
 
 CONFIG = ClipConfig(fps=8.0, max_frames=17)
 
 
+OWN_RATE = ClipConfig(fps=None, max_frames=17)
+
+
+def decode(media: bytes, config: ClipConfig = CONFIG, extension: str = "mp4") -> torch.Tensor:
+    """All frames of a clip: uint8 `[T, 3, H, W]`."""
+    with decoded_clip(media, config, extension=extension) as decoded:
+        return torch.stack(list(decoded))
+
+
 def numbers(media: bytes, config: ClipConfig = CONFIG, extension: str = "mp4") -> list[int]:
-    return [number_of(frame.numpy()) for frame in decode_clip(media, config, extension=extension).frames_T3HW]
+    return [number_of(frame.numpy()) for frame in decode(media, config, extension)]
 
 
 @pytest.mark.parametrize("fps", [8, 10, 24, 25, 30])
@@ -37,34 +47,80 @@ def test_half_the_rate_takes_every_second_frame():
 
 @pytest.mark.parametrize("codec", [("mp4", "libx264"), ("avi", "mpeg4"), ("webm", "libvpx")])
 def test_other_containers_and_codecs_decode(codec):
-    decoded = decode_clip(video(container=codec[0], codec=codec[1]), CONFIG, extension=codec[0])
-    assert decoded.frames_T3HW.shape == (8, 3, 48, 64)
+    assert decode(video(container=codec[0], codec=codec[1]), extension=codec[0]).shape == (8, 3, 48, 64)
 
 
 def test_pixels_keep_their_place_and_colour():
     height, width = 96, 160
-    decoded = decode_clip(video(frames=3, fps=8, height=height, width=width), CONFIG, extension="mp4")
+    decoded = decode(video(frames=3, fps=8, height=height, width=width))
     error = np.abs(
-        decoded.frames_T3HW[1].numpy().astype(int)
-        - picture(1, height=height, width=width).transpose(2, 0, 1).astype(int)
+        decoded[1].numpy().astype(int) - picture(1, height=height, width=width).transpose(2, 0, 1).astype(int)
     )
     assert error.mean() < 3
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg"])
 def test_an_image_is_a_clip_of_one_frame(extension):
-    decoded = decode_clip(still(height=50, width=70, extension=extension), CONFIG, extension=extension)
-    assert decoded.frames_T3HW.shape == (1, 3, 48, 64)
-    assert (decoded.native_height, decoded.native_width) == (50, 70)
-    assert number_of(decoded.frames_T3HW[0].numpy()) == 5
-    # Full-range and limited-range sources end on the same scale: the ramps run from black to white.
-    assert decoded.frames_T3HW[0, 1].float().mean(0)[[0, -1]].tolist() == pytest.approx([2, 253], abs=8)
+    with decoded_clip(still(height=50, width=70, extension=extension), CONFIG, extension=extension) as decoded:
+        [frame] = decoded
+    assert frame.shape == (3, 48, 64)
+    assert (decoded.native_height, decoded.native_width, decoded.fps) == (50, 70, 8.0)
+    assert number_of(frame.numpy()) == 5
+    # Full-range and limited-range sources end on the same scale: the ramps run from black to white, less the crop.
+    assert frame[1].float().mean(0)[[0, -1]].tolist() == pytest.approx([11, 244], abs=8)
 
 
-def test_odd_sizes_are_cropped_in_the_middle_not_stretched():
-    media = still(height=33, width=65)
-    decoded = decode_clip(media, CONFIG, extension="png")
-    assert decoded.frames_T3HW.shape == (1, 3, 32, 64)
+@pytest.mark.parametrize(("height", "width", "size"), [(33, 65, (32, 64)), (47, 79, (32, 64)), (48, 95, (48, 80))])
+def test_odd_sizes_are_cropped_in_the_middle_and_not_scaled(height, width, size):
+    frames = decode(still(height=height, width=width), extension="png")
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    whole = torch.from_numpy(picture(5, height=height, width=width)).permute(2, 0, 1)
+    assert torch.equal(frames[0], whole[:, top : top + size[0], left : left + size[1]])
+
+
+def test_the_comparison_mode_gives_the_middle_square():
+    config = ClipConfig(fps=8.0, max_frames=17, square=32)
+    frames = decode(still(height=64, width=128), config, extension="png")
+    assert frames.shape == (1, 3, 32, 32)
+    across, down = frames[0, 1, 16].float(), frames[0, 2, :, 16].float()
+    assert across[[0, -1]].tolist() == pytest.approx([64, 191], abs=4)  # the middle half of the ramp
+    assert down[[0, -1]].tolist() == pytest.approx([0, 255], abs=6)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize("fps", [8, 15, 24, 25, 30, 60])
+def test_an_even_rate_is_kept_as_it_is(container, fps):
+    """Also where the container rounds time stamps to milliseconds: every frame comes once."""
+    extension = "mp4" if container == "mp4" else "mkv"
+    media = video(frames=31, fps=fps, container=container)
+    with decoded_clip(media, OWN_RATE, extension=extension) as decoded:
+        assert decoded.fps == pytest.approx(fps, rel=2e-3 if extension == "mkv" else 0)
+        assert [number_of(frame.numpy()) for frame in decoded] == list(range(31))
+
+
+def test_a_variable_rate_is_resampled_to_its_median():
+    times = [0, 40, 80, 120, 160, 280, 320, 360, 400]
+    with decoded_clip(video(frames=9, times_ms=times, container="matroska"), OWN_RATE, extension="mkv") as decoded:
+        assert decoded.fps == 25.0
+        assert [number_of(frame.numpy()) for frame in decoded] == [0, 1, 2, 3, 4, 4, 4, 5, 6, 7, 8]
+
+
+def test_the_median_forgives_rounding_and_outliers_only():
+    def rate(*times_ms):
+        return native_rate([Fraction(t, 1000) for t in times_ms])
+
+    assert rate(0, 42, 83, 125, 167, 208, 250) == pytest.approx(24)
+    assert rate(0, 42, 83, 125, 9000, 9042, 9083, 9125) == pytest.approx(24, rel=1e-2)
+    assert rate(0, 10, 30, 60, 90, 120) == pytest.approx(1000 / 30)
+    assert rate(0, 0, 40, 40, 80) == 25.0
+    assert rate(5) is None and rate(5, 5) is None
+    assert native_rate([Fraction(n * 1001, 30000) for n in range(50)]) == 30000 / 1001
+
+
+def test_a_single_picture_has_no_rate_of_its_own():
+    for media, extension in ((still(), "png"), (video(frames=1), "mp4")):
+        with decoded_clip(media, OWN_RATE, extension=extension) as decoded:
+            assert (len(list(decoded)), decoded.fps) == (1, 1.0)
 
 
 def test_pixels_that_are_not_square_are_made_square():
@@ -77,12 +133,12 @@ def test_pixels_that_are_not_square_are_made_square():
             frame = av.VideoFrame.from_ndarray(picture(3, height=64, width=64), format="rgb24")
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
-    assert decode_clip(buffer.getvalue(), CONFIG, extension="mp4").frames_T3HW.shape == (5, 3, 64, 128)
+    assert decode(buffer.getvalue()).shape == (5, 3, 64, 128)
 
 
 def test_max_tokens_holds_for_the_longest_window_of_a_long_clip():
     config = ClipConfig(fps=8.0, max_frames=9, max_tokens=24)
-    frames = decode_clip(video(frames=96, height=96, width=96), config, extension="mp4").frames_T3HW
+    frames = decode(video(frames=96, height=96, width=96), config)
     assert frames.shape[0] == 32
     assert 8 < config.tokens(9, *frames.shape[2:]) <= 24
 
@@ -99,7 +155,7 @@ def test_max_tokens_holds_for_the_longest_window_of_a_long_clip():
 )
 def test_damaged_videos_are_refused_with_a_reason(media):
     with pytest.raises(DecodeError, match="cannot be decoded|no frames"):
-        decode_clip(media[1], CONFIG, extension=media[0])
+        decode(media[1], extension=media[0])
 
 
 @pytest.mark.parametrize(
@@ -109,9 +165,9 @@ def test_damaged_videos_are_refused_with_a_reason(media):
 )
 def test_an_extension_that_lies_is_refused(media):
     with pytest.raises(DecodeError, match=rf"cannot be decoded: damaged, or of another kind than \.{media[0]} "):
-        decode_clip(media[1], CONFIG, extension=media[0])
+        decode(media[1], extension=media[0])
     with pytest.raises(DecodeError, match=r"unknown extension: \.txt is none of"):
-        decode_clip(media[1], CONFIG, extension="txt")
+        decode(media[1], extension="txt")
 
 
 SDP = (
@@ -131,14 +187,14 @@ def test_bytes_never_make_the_decoder_open_files_or_sockets(tmp_path, monkeypatc
     for name, script in scripts.items():
         started = time.monotonic()
         with pytest.raises(DecodeError, match="cannot be decoded"):
-            decode_clip(script, CONFIG, extension=extension)
+            decode(script, extension=extension)
         assert time.monotonic() - started < 1.5, f"{name}: the decoder waited for something"
 
 
 def test_a_gap_of_an_hour_is_a_broken_time_stamp():
     media = video(frames=3, times_ms=[0, 100, 3_600_000])
     with pytest.raises(DecodeError, match="broken time stamps: 3600.000 s follows 0.100 s"):
-        decode_clip(media, CONFIG, extension="mp4")
+        decode(media)
 
 
 def test_a_file_without_pictures_is_refused():
@@ -149,7 +205,7 @@ def test_a_file_without_pictures_is_refused():
         frame.sample_rate = 8000
         output.mux(stream.encode(frame))
     with pytest.raises(DecodeError, match="no video stream"):
-        decode_clip(buffer.getvalue(), CONFIG, extension="avi")
+        decode(buffer.getvalue(), extension="avi")
 
 
 def test_first_frames_cover_a_size_and_what_follows_is_not_decoded(monkeypatch):
