@@ -15,8 +15,10 @@ from webdataset.tariterators import tarfile_samples
 
 from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodedClip, DecodeError, decoded_clip
 from data.lattice import ClipConfig, Window, stream_windows
+from data.member_name import is_pickle
 from data.report import ClipReport
-from data.shards import ShardInfo, ShardWriter, check_key, file_sha256, new_folder, tar_damage, write_bytes
+from data.shards import ShardInfo, ShardWriter, check_key, file_sha256, new_folder, write_bytes
+from data.tar_scan import tar_problems
 
 INDEX_NAME = "clips.json"
 """Written beside the shards: bytes, sha256 and count of each, so that a lost or damaged one is noticed."""
@@ -69,6 +71,7 @@ def write_clip_shards(
             if writer is None:
                 writer = ShardWriter(scratch, f"clips-{len(shards):06d}.tar")
             meta = clip.meta | {"crc32": crc32(clip.media)}
+            meta |= {"meta_crc32": _meta_crc32(meta)}
             writer.write(clip.key, {clip.extension: clip.media, "json": json.dumps(meta).encode()})
             if writer.count >= clips_per_shard:
                 shards.append(writer.close())
@@ -92,6 +95,11 @@ def _check_source(clip: ClipSource, seen: set[str]) -> None:
     if problem:
         raise ValueError(f"clip {clip.key}: {problem}")
     seen.add(clip.key)
+
+
+def _meta_crc32(meta: dict[str, Any]) -> int:
+    """Of KEY.json without this number itself."""
+    return crc32(json.dumps({name: value for name, value in meta.items() if name != "meta_crc32"}).encode())
 
 
 def _meta_problem(meta: Any) -> str | None:
@@ -167,19 +175,30 @@ def read_clips(folder: str | Path, config: ClipConfig, report: ClipReport | None
     index = _read_index(Path(folder))
     seen: set[str] = set()
     for path in clip_shards(folder):
-        damage = tar_damage(path)
-        if damage:
-            report.skip(shard=path.name, key="", reason=damage)
+        told = len(report.skipped)
+        damage = tar_problems(path)
+        for reason in damage:
+            report.skip(shard=path.name, key="", reason=reason)
         count = 0
-        for sample in _samples(path, report, damaged=damage is not None):
+        for sample in _samples(path, report, damaged=bool(damage)):
             count += 1
             try:
                 yield from _windows(sample, path.name, config, report, seen)
             except DecodeError as error:
                 report.skip(shard=path.name, key=sample["__key__"], reason=str(error))
-        if index is not None and count != index[path.name].count and not damage:
-            reason = f"wrong count: {count} clips, but {index[path.name].count} in {INDEX_NAME}"
-            report.skip(shard=path.name, key="", reason=reason)
+        is_told = damage or any(item.reason.startswith("wrong checksum") for item in report.skipped[told:])
+        if index is not None and not is_told:
+            _compare(path, count, index[path.name], report)
+
+
+def _compare(path: Path, count: int, written: ShardInfo, report: ClipReport) -> None:
+    """Tell of a shard that is not the one that was written."""
+    if count != written.count:
+        reason = f"wrong count: {count} clips, but {written.count} in {INDEX_NAME}"
+        report.skip(shard=path.name, key="", reason=reason)
+    elif file_sha256(path) != written.sha256:
+        reason = f"wrong checksum: the shard is not the one that {INDEX_NAME} names, though its clips can be read"
+        report.skip(shard=path.name, key="", reason=reason)
 
 
 def _samples(path: Path, report: ClipReport, *, damaged: bool) -> Iterator[dict[str, Any]]:
@@ -241,6 +260,9 @@ def _check_tokens(clip: Clip, config: ClipConfig) -> None:
 
 def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The extension of the one media member, and the parsed json."""
+    pickles = [name for name in sample if is_pickle(name)]
+    if pickles:
+        raise DecodeError(f"pickle member: reading .{pickles[0]} may run code in it")
     media = [name for name in sample if name in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS]
     if len(media) != 1:
         members = ", ".join(name for name in sample if not name.startswith("__"))
@@ -254,6 +276,8 @@ def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     problem = _meta_problem(meta)
     if problem:
         raise DecodeError(problem)
+    if "meta_crc32" in meta and meta["meta_crc32"] != _meta_crc32(meta):
+        raise DecodeError("wrong checksum: the json is not the one that was written")
     if "crc32" in meta and meta["crc32"] != crc32(sample[media[0]]):
         raise DecodeError("wrong checksum: the bytes are not those that were written")
     return media[0], meta

@@ -1,0 +1,50 @@
+"""A function over many things in several processes: results in order, the same for any number of processes."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_WAITING_PER_PROCESS = 2
+
+
+def default_workers() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`function` of each item, in order. It must be importable; with one worker there is no other process.
+
+    Few items wait at a time, so that memory does not grow with their number. An error ends all of it.
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    # Not forked from here: threads of the libraries that are loaded would be lost half-way.
+    context = multiprocessing.get_context("forkserver")
+    plain = function.func if isinstance(function, partial) else function
+    context.set_forkserver_preload([plain.__module__])
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_parent)
+    rest = iter(items)
+    waiting: list[Future[Result]] = []
+    try:
+        for item in islice(rest, workers * _WAITING_PER_PROCESS):
+            waiting.append(pool.submit(function, item))
+        while waiting:
+            result = waiting.pop(0).result()
+            waiting += [pool.submit(function, item) for item in islice(rest, 1)]
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
