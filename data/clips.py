@@ -226,12 +226,18 @@ def _windows(
         raise DecodeError("duplicate key: a clip of this name was read before")
     seen.add(key)
     extension, meta = _media_and_meta(sample)
-    number = used = 0
+    clip = ClipSource(key=key, media=sample[extension], extension=extension, meta=meta)
+    yield from windows_of(clip, shard=shard, config=config, report=report)
+
+
+def windows_of(source: ClipSource, *, shard: str, config: ClipConfig, report: ClipReport) -> Iterator[Clip]:
+    """All windows of one clip; raises DecodeError where the clip, or the rest of it, is no good."""
+    key, number, used = source.key, 0, 0
     try:
-        with decoded_clip(sample[extension], config, extension=extension) as decoded:
-            for window in stream_windows(decoded, config, is_image=extension in IMAGE_EXTENSIONS):
+        with decoded_clip(source.media, config, extension=source.extension) as decoded:
+            for window in stream_windows(decoded, config, is_image=source.extension in IMAGE_EXTENSIONS):
                 name = key if window.is_only else f"{key}_w{number:02d}"
-                clip = _clip(name, decoded, window, meta=meta, shard=shard)
+                clip = _clip(name, decoded, window, meta=source.meta, shard=shard)
                 if number == 0:
                     _check_tokens(clip, config)
                     report.source_clips += 1

@@ -5,12 +5,14 @@
 Shards are plain WebDataset tars, in FOLDER or in folders under it, whose samples have three members:
 KEY.json ({"captions": {KIND: TEXT}}, and "source", "fps", "split" where they are known), KEY.latent.safetensors
 (tensor "latent", channels x frames x rows x columns, normalised), KEY.text.safetensors (KIND -> tokens x width).
-Every byte is read. Where anything is wrong all of it is listed and nothing is written.
+Every byte is read, and compared with a file SHA256SUMS (of `sha256sum`) if there is one. Where anything is wrong all
+of it is listed and nothing is written.
 """
 
 import argparse
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import xxhash
 
-from data.index_rows import IndexConfig, IndexedSet
+from data.index_rows import SUMS_NAME, IndexConfig, IndexedSet
 from data.latent_shard import parse_tensors, read_latent_shard
 from data.manifest import FILE_NAME, NULL_TEXT_NAME, Identity, write_manifest
 from data.processes import default_workers, in_processes
@@ -29,6 +31,7 @@ from data.shards import write_bytes
 from data.storage import Storage
 
 _SHOWN = 50
+_SUM = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?(.+)")
 _CODEC_FILES = ("config.json", "model.safetensors")
 
 
@@ -60,7 +63,9 @@ def index(
     names = storage.names("tar")
     if not names:
         raise ValueError(f"{folder} holds no latent shards (*.tar): is it the right folder?")
-    found = _read_all(folder, names, workers, IndexedSet(config, text_dim=null.width))
+    found = _read_all(folder, names, workers, IndexedSet(config, text_dim=null.width, sha256=_sums(storage)))
+    for name in _missing(storage, names):
+        found.problems.add(name, "", f"missing, though {SUMS_NAME} names it")
     if found.problems.count:
         return "", found
     identity = Identity(
@@ -136,6 +141,23 @@ def _read_all(folder: str, names: Sequence[str], workers: int, found: IndexedSet
             count = found.problems.count
             progress.advance(f"{len(found):,} samples" + (f", {count} problems" if count else ""))
     return found
+
+
+def _sums(storage: Storage) -> dict[str, str] | None:
+    """Hash of each shard as `sha256sum` lists them; None without such a list."""
+    if not storage.exists(SUMS_NAME):
+        return None
+    sums = {}
+    for number, line in enumerate(storage.read(SUMS_NAME).decode().splitlines(), start=1):
+        match = _SUM.fullmatch(line)
+        if match is None:
+            raise ValueError(f"{storage.where(SUMS_NAME)}, line {number}: {line!r} is none of sha256sum: correct it")
+        sums[match[2]] = match[1]
+    return sums
+
+
+def _missing(storage: Storage, names: Sequence[str]) -> list[str]:
+    return sorted(name for name in _sums(storage) or {} if name.endswith(".tar") and name not in names)
 
 
 def _inputs_hash(found: IndexedSet, null: NullText) -> str:

@@ -1,6 +1,7 @@
 """The manifest's rows of latent shards made elsewhere, and what is wrong between samples and between shards."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from data.rows import SCHEMA
 from data.shards import ShardInfo
 from data.split import Split, split_of
 
+SUMS_NAME = "SHA256SUMS"
 _DEFAULT_HELDOUT = 0.1
 _FPS_TOLERANCE = 1e-3
 
@@ -44,12 +46,13 @@ class IndexConfig:
 class IndexedSet:
     """Rows of all good samples, and all that is wrong; filled shard by shard."""
 
-    def __init__(self, config: IndexConfig, *, text_dim: int) -> None:
-        """`text_dim` is that of the null text."""
+    def __init__(self, config: IndexConfig, *, text_dim: int, sha256: Mapping[str, str] | None = None) -> None:
+        """`text_dim` is that of the null text; `sha256` what the maker of the shards says of them, if anything."""
         self.config, self.text_dim = config, text_dim
         self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         self.shards: list[ShardInfo] = []
         self.problems = Problems()
+        self._sha256 = sha256
         self.latent_channels = 0
         """Of the first sample, and so of all."""
         self.caption_kinds: Counter[str] = Counter()
@@ -73,6 +76,8 @@ class IndexedSet:
         ]
         if not heldout:
             lines.append("note     no source is held out: raise --heldout-fraction to measure held-out loss")
+        if self._sha256 is None:
+            lines.append(f"note     no {SUMS_NAME} beside the shards: damage of numbers before now cannot be noticed")
         if self.without_source:
             lines.append(
                 f'note     {self.without_source} samples have no "source": each is held out or trained on by itself, '
@@ -90,6 +95,10 @@ class IndexedSet:
         self.shards.append(part.info)
         self.problems.extend(part.problems, part.num_problems)
         self.unused.update(part.unused)
+        if self._sha256 is not None and self._sha256.get(part.info.name) != part.info.sha256:
+            said = self._sha256.get(part.info.name, "nothing")
+            what = f"wrong checksum: sha256 {part.info.sha256[:12]}..., {SUMS_NAME} says {said[:12]}"
+            self.problems.add(part.info.name, "", what)
         for sample in part.samples:
             row, problems = _row(sample, part.info.name, self.config)
             problems += self._conflicts(sample, part.info.name, row)
