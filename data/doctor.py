@@ -38,7 +38,8 @@ def examine_latents(given: argparse.Namespace) -> int:
     problems = Problems()
     try:
         manifest = Manifest.read(given.path, check_shards=False)
-        check_set(manifest, problems, deep=given.deep, workers=given.workers)
+        workers = given.workers or default_workers(given.deep * sum(shard.bytes for shard in manifest.shards))
+        check_set(manifest, problems, deep=given.deep, workers=workers)
     except ValueError as error:
         # A manifest that cannot be read, as a whole or in a column: there is nothing to go on with.
         print(f"DAMAGED  {error}")
@@ -182,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--show", type=int, default=20, metavar="N", help="clips and problems to list (default: %(default)s)")
     add("--picture", type=Path, metavar="FILE", help="draw the distribution as a PNG")
-    add("--workers", type=int, default=default_workers(), help="processes that check shards (default: %(default)s)")
+    add("--workers", type=int, help="processes that check shards (default: by the bytes)")
     add = parser.add_argument_group("latent shards").add_argument
     add("--deep", action="store_true", help="read every byte: checksums of members and shards, NaN, shapes")
     add = parser.add_argument_group("packs, as in the run's config").add_argument
@@ -215,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; the exit code."""
     given = _parser().parse_args(arguments)
     try:
-        if given.workers < 1:
+        if given.workers is not None and given.workers < 1:
             raise ValueError(f"--workers {given.workers} must be at least 1")
         _settings(given)
         storage = Storage(given.path)

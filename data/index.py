@@ -50,7 +50,7 @@ def index(
     null_text: Path | None = None,
     out: Path | None = None,
     replace: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> tuple[str, IndexedSet]:
     """Read all shards and write the manifest; returns its hash and what it holds.
 
@@ -63,7 +63,7 @@ def index(
     names = storage.names("tar")
     if not names:
         raise ValueError(f"{folder} holds no latent shards (*.tar): is it the right folder?")
-    found = _read_all(folder, names, workers, IndexedSet(config, text_dim=null.width, sha256=_sums(storage)))
+    found = _read_all(storage, names, workers, IndexedSet(config, text_dim=null.width, sha256=_sums(storage)))
     for name in _missing(storage, names):
         found.problems.add(name, "", f"missing, though {SUMS_NAME} names it")
     if found.problems.count:
@@ -134,9 +134,12 @@ def _null_text(storage: Storage, given: Path | None) -> NullText:
     return NullText(data=data, width=shape[1])
 
 
-def _read_all(folder: str, names: Sequence[str], workers: int, found: IndexedSet) -> IndexedSet:
+def _read_all(storage: Storage, names: Sequence[str], workers: int | None, found: IndexedSet) -> IndexedSet:
+    if workers is None:
+        workers = default_workers(sum(size or 0 for size in storage.sizes(list(names)).values()))
+    read = partial(read_latent_shard, storage.root)
     with Progress("reading", len(names), "shard") as progress:
-        for part in in_processes(partial(read_latent_shard, folder), names, min(workers, len(names))):
+        for part in in_processes(read, names, min(workers, len(names))):
             found.add(part)
             count = found.problems.count
             progress.advance(f"{len(found):,} samples" + (f", {count} problems" if count else ""))
@@ -191,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--out", type=Path, metavar="FOLDER", help="where the manifest goes, if not beside the shards")
     add("--replace", action="store_true", help="replace a manifest that is there")
-    add("--workers", type=int, default=default_workers(), help="processes that read (default: %(default)s)")
+    add("--workers", type=int, help="processes that read (default: by the bytes there are)")
     add("--show", type=int, default=_SHOWN, metavar="N", help="problems to list (default: %(default)s)")
     return parser
 
@@ -204,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; the exit code: 0 written, 1 something is wrong with the shards, 2 with the command."""
     given = _parser().parse_args(arguments)
     try:
-        if given.workers < 1:
+        if given.workers is not None and given.workers < 1:
             raise ValueError(f"--workers {given.workers} must be at least 1")
         config = IndexConfig(
             codec=codec_name(given.codec),

@@ -13,11 +13,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _WAITING_PER_PROCESS = 2
+_BYTES_WORTH_A_PROCESS = 512 << 20
 
 
-def default_workers() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+def default_workers(num_bytes: int) -> int:
+    """Processes for reading so many bytes: all processors for much, none beside this one for little."""
+    return min(len(os.sched_getaffinity(0)), 1 + num_bytes // _BYTES_WORTH_A_PROCESS)
 
 
 def in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

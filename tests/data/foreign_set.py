@@ -34,6 +34,7 @@ def write_tar(path, samples):
 
 def write_foreign(folder, count=10, *, per_shard=4, text_dim=8, **options):
     """A folder of good shards with a null text."""
+    folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, count, per_shard):
         numbers = range(start, min(start + per_shard, count))
         samples = {f"clip{n:04d}": members(n, text_dim=text_dim, **options) for n in numbers}

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 
@@ -196,10 +195,8 @@ def test_folders_without_shards_are_one_sentence(tmp_path, capsys):
 
 
 def test_the_command_runs_as_a_module(tmp_path):
-    folder = write_foreign(tmp_path / "set", **{"split": None})
-    done = subprocess.run(
-        [sys.executable, "-m", "data.index", str(folder), *FLAGS, "--workers", "2"], capture_output=True, text=True
-    )
+    folder = write_foreign(tmp_path / "set")
+    done = subprocess.run([sys.executable, "-m", "data.index", str(folder), *FLAGS], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("samples  10, ")
-    assert json.loads((folder / FILE_NAME).exists() and "1")
+    assert (folder / FILE_NAME).is_file()
