@@ -90,18 +90,15 @@ class ClipFolder:
     def _media_clips(self, config: ClipConfig, report: ClipReport) -> Iterator[Clip]:
         for path in self.media:
             name = str(path.relative_to(self.folder)) if path != self.folder else path.name
+            key = str(Path(name).with_suffix(""))
             try:
-                source = ClipSource(
-                    key=str(Path(name).with_suffix("")),
-                    media=path.read_bytes(),
-                    extension=_extension(path),
-                    meta={"captions": {}, "source": name},
-                )
+                meta = {"captions": {}, "source": name}
+                source = ClipSource(key=key, media=path.read_bytes(), extension=_extension(path), meta=meta)
                 yield from windows_of(source, shard=name, config=config, report=report)
             except DecodeError as error:
-                report.skip(shard=name, key=Path(name).stem, reason=str(error))
+                report.skip(shard=name, key=key, reason=str(error))
             except OSError as error:
-                report.skip(shard=name, key=Path(name).stem, reason=f"cannot be read: {error.strerror}")
+                report.skip(shard=name, key=key, reason=f"cannot be read: {error.strerror}")
 
 
 def bucket_sizes(fates: list[Fate]) -> dict[str, BucketSize]:

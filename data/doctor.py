@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data.balance import PackCost
 from data.clip_outlook import ClipFolder, Fate, bucket_sizes
+from data.clips import INDEX_NAME
 from data.distribution import Distribution
 from data.integrity import check_set
 from data.lattice import ClipConfig
@@ -85,22 +86,13 @@ def examine_clips(folder: ClipFolder, given: argparse.Namespace) -> int:
     """What clips become; the exit code."""
     config, settings, report = _clip_config(given), _settings(given), ClipReport()
     fates: list[Fate] = []
-    with Progress("looking at", len(folder) or None, "window") as progress:
+    with Progress("looking at", len(folder) or None, "clip") as progress:
         for fate in folder.fates(config, report):
             fates.append(fate)
-            if len(fates) <= given.show:
-                print(fate)
-            progress.advance(f"{len(report.skipped)} dropped" if report.skipped else "")
-    if len(fates) > given.show:
-        print(f"... and {len(fates) - given.show} more (--show {len(fates)} for all)")
-    for line in report.lines(given.show):
+            note = f"{len(fates)} windows" + (f", {len(report.skipped)} dropped" if report.skipped else "")
+            progress.advance(note, by=report.source_clips + len(report.skipped) - progress.done)
+    for line in _fate_lines(folder, fates, report, given.show):
         print(line)
-    for extension, count in sorted(folder.others.items()):
-        print(
-            f"note     {count} files .{extension} are no videos or images"
-            if extension
-            else f"note     {count} files have no extension"
-        )
     distribution = Distribution(buckets=bucket_sizes(fates))
     for line in distribution.lines() if fates else []:
         print(f"  {line}")
@@ -121,6 +113,26 @@ def examine_clips(folder: ClipFolder, given: argparse.Namespace) -> int:
         for line in starving(distribution.buckets, outlook.steps, given.starving_steps):
             print(f"STARVING {line}")
     return int(bool(report.skipped or large or not fates))
+
+
+def _fate_lines(folder: ClipFolder, fates: Sequence[Fate], report: ClipReport, show: int) -> list[str]:
+    lines = [str(fate) for fate in fates[:show]]
+    if len(fates) > show:
+        lines.append(f"... and {len(fates) - show} more windows (--show {len(fates)} for all)")
+    lines += report.lines(0)[:1]
+    lines += [f"DROPPED  {item}" for item in report.skipped[:show]]
+    if len(report.skipped) > show:
+        lines.append(f"DROPPED  ... and {len(report.skipped) - show} more (--show {len(report.skipped)} for all)")
+    if report.skipped:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in sorted(report.reasons().items()))
+        lines.append(f"reasons  {reasons}")
+    for extension, count in sorted(folder.others.items()):
+        lines.append(
+            f"note     {count} files {'.' + extension if extension else 'without extension'} are not looked at"
+        )
+    if folder.shards and not (folder.folder / INDEX_NAME).is_file():
+        lines.append(f"note     no {INDEX_NAME} beside the shards: damage that can be decoded is not noticed")
+    return lines
 
 
 def _refuse_latents(storage: Storage) -> None:

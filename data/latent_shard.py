@@ -114,7 +114,7 @@ def _grouped(scan: TarScan, problems: Problems, shard: str) -> Iterator[tuple[st
                 problems.add(shard, key, what)
                 continue
             payload = scan.payload(entry)
-            if extension == "npy" and (problem := _npy_problem(payload)):
+            if extension.endswith("npy") and (problem := _npy_problem(payload)):
                 problems.add(shard, key, f"member {entry.name!r} at byte {entry.header}: {problem}")
             members[extension] = (entry, payload)
     except TarDamage as error:

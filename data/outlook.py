@@ -69,19 +69,16 @@ class Outlook:
 
 def foretell(manifest: Manifest, settings: PackSettings) -> Outlook | None:
     """Plan an epoch, or the beginning of one. None where no sample fits a pack; those that do not are left out."""
-    fits = [
-        chunk
-        for chunk in range(len(manifest.chunks))
-        if manifest.chunks.least_tokens[chunk] <= settings.tokens_per_pack
-    ]
-    if not fits:
+    large = sum(count for count, _, _ in too_large(manifest, settings.tokens_per_pack).values())
+    if large == len(manifest):
         return None
     plan = PackPlan(
         DataSet.of(manifest),
         seed=settings.seed,
         tokens_per_pack=settings.tokens_per_pack,
         window=settings.window,
-        mix=MixConfig(max_tokens=settings.tokens_per_pack),
+        # Only where it must be: the order depends on it.
+        mix=MixConfig(max_tokens=settings.tokens_per_pack) if large else None,
         cost=settings.cost,
     )
     position, packs, tokens, samples = Position(), 0, 0, 0
@@ -94,7 +91,7 @@ def foretell(manifest: Manifest, settings: PackSettings) -> Outlook | None:
         if len(own) == len(planned):
             ratios.append(imbalance([pack.cost for pack in planned], settings.ranks))
     is_estimate = position.epoch == 0
-    whole = packs * _fitting(manifest, settings.tokens_per_pack) / samples if is_estimate else packs
+    whole = packs * (len(manifest) - large) / samples if is_estimate else packs
     return Outlook(
         packs=whole,
         steps=whole / settings.packs_per_step,
@@ -147,7 +144,3 @@ def too_large(manifest: Manifest, tokens_per_pack: int) -> dict[str, tuple[int, 
         here = (str(manifest.keys([rows[largest]])[0]), int(tokens[largest]))
         found[name] = (before[0] + int((tokens > tokens_per_pack).sum()), *max(before[1:], here, key=lambda it: it[1]))
     return found
-
-
-def _fitting(manifest: Manifest, tokens_per_pack: int) -> int:
-    return len(manifest) - sum(count for count, _, _ in too_large(manifest, tokens_per_pack).values())

@@ -29,9 +29,9 @@ class Progress:
             self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task(what, total=total, note="")
 
-    def advance(self, note: str = "") -> None:
-        """One more is done; `note` says what came of it so far."""
-        self.done += 1
+    def advance(self, note: str = "", by: int = 1) -> None:
+        """One more is done, or `by` more; `note` says what came of it so far."""
+        self.done += by
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=note)
             return
