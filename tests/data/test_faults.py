@@ -60,9 +60,10 @@ def loaded(manifest):
 def trained(manifest):
     """Latents of an epoch by key, or what the loader says."""
     plan, latents = PackPlan(DataSet.of(manifest), seed=0, tokens_per_pack=40), {}
+    packs = plan.packs_in_epoch()
     with Loader(plan, packs_per_step=1) as loader:
         try:
-            for _ in range(plan.packs_in_epoch()):
+            for _ in range(packs):
                 latents |= {one.key: one.latent_CTHW for pack in next(loader).packs for one in pack}
         except ValueError as error:
             return str(error)
