@@ -277,7 +277,7 @@ def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         raise DecodeError("no json: captions and source are missing")
     try:
         meta = json.loads(sample["json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DecodeError(f"bad json: {error}") from error
     problem = _meta_problem(meta)
     if problem:

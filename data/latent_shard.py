@@ -23,6 +23,8 @@ from data.tar_scan import Entry, TarDamage, TarScan
 _FLOATS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F80_0000), "F64": ("<u8", 0x7FF << 52)}
 """Floating types, how their bits are read, and the exponent that only Inf and NaN have."""
 _PROBLEMS_PER_SHARD = 200
+_FASTEST = 1_000_000
+"""Frames a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +202,7 @@ def _meta(data: bytes, tell: Callable[[str], None]) -> dict[str, Any] | None:
     """`captions`, and `fps`, `source` and `split` or None."""
     try:
         plain = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         tell(f"bad json: {error}")
         return None
     captions = plain.get("captions") if isinstance(plain, dict) else None
@@ -212,16 +214,21 @@ def _meta(data: bytes, tell: Callable[[str], None]) -> dict[str, Any] | None:
             tell(f"empty caption: {kind}")
     meta = {"captions": captions, **{name: plain.get(name) for name in ("fps", "source", "split")}}
     fps = meta["fps"]
-    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < float("inf")):
-        tell(f"bad json: fps={fps!r} must be a number above 0")
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= _FASTEST):
+        tell(f"bad json: fps={fps!r:.40} must be a number above 0, at most {_FASTEST}")
         return None
-    if meta["source"] is not None and (not isinstance(meta["source"], str) or not meta["source"]):
+    if meta["source"] is not None and not _is_text(meta["source"]):
         tell(f"bad json: source={meta['source']!r} must be a text, the id that held-out splits go by")
         return None
     if meta["split"] is not None and meta["split"] not in SPLITS:
         tell(f"bad json: split={meta['split']!r} is none of {', '.join(SPLITS)}")
         return None
     return meta
+
+
+def _is_text(value: Any) -> bool:
+    """Something to write; half a surrogate pair, which json may hold, cannot be."""
+    return isinstance(value, str) and bool(value) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _tensors(data: bytes, member: str, tell: Callable[[str], None]) -> Tensors | None:

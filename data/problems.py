@@ -13,7 +13,8 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.shard}: {self.key}: {self.what}" if self.key else f"{self.shard}: {self.what}"
+        line = f"{self.shard}: {self.key}: {self.what}" if self.key else f"{self.shard}: {self.what}"
+        return printable(line)
 
 
 @dataclass(kw_only=True)
@@ -42,3 +43,8 @@ class Problems:
         if self.count > len(lines):
             lines.append(f"... and {self.count - len(lines)} more")
         return lines
+
+
+def printable(text: str) -> str:
+    """With escapes for what would steer a terminal or cannot be written: names come from files of anyone."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

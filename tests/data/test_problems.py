@@ -6,6 +6,11 @@ def test_a_problem_names_shard_and_key():
     assert str(Problem(shard="a.tar", what="empty file")) == "a.tar: empty file"
 
 
+def test_names_cannot_steer_a_terminal():
+    problem = Problem(shard="a.tar", key="k\x1b[2J\n\udcff", what="brøken")
+    assert str(problem) == "a.tar: k\\x1b[2J\\n\\udcff: brøken"
+
+
 def test_all_are_counted_and_the_first_are_told():
     problems = Problems(limit=3)
     for number in range(5):
