@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,27 +62,49 @@ def write_clip_shards(
 
     Raises ValueError for keys, extensions or captions that a reader would refuse, and where there is no clip.
     """
-    shards: list[ShardInfo] = []
-    seen: set[str] = set()
     with new_folder(Path(folder), replace=replace) as scratch:
-        writer: ShardWriter | None = None
+        writer = ClipShardWriter(scratch, clips_per_shard=clips_per_shard)
         for clip in clips:
-            _check_source(clip, seen)
-            if writer is None:
-                writer = ShardWriter(scratch, f"clips-{len(shards):06d}.tar")
-            meta = clip.meta | {"crc32": crc32(clip.media)}
-            meta |= {"meta_crc32": _meta_crc32(meta)}
-            writer.write(clip.key, {clip.extension: clip.media, "json": json.dumps(meta).encode()})
-            if writer.count >= clips_per_shard:
-                shards.append(writer.close())
-                writer = None
-        if writer is not None:
-            shards.append(writer.close())
+            writer.write(clip)
+        shards = writer.close()
         if not shards:
             raise ValueError(f"no clips to write to {folder}: give at least one")
-        index = {"shards": [asdict(shard) for shard in shards]}
-        write_bytes(scratch / INDEX_NAME, json.dumps(index, indent=1).encode())
+        write_index(scratch, shards)
     return shards
+
+
+class ClipShardWriter:
+    """Writes clips into shards PREFIX-NNNNNN.tar of a folder; a new shard begins when one is full."""
+
+    def __init__(self, folder: Path, *, clips_per_shard: int, prefix: str = "clips") -> None:
+        self._folder, self._clips_per_shard, self._prefix = folder, clips_per_shard, prefix
+        self._shards: list[ShardInfo] = []
+        self._open: ShardWriter | None = None
+        self._seen: set[str] = set()
+
+    def write(self, clip: ClipSource) -> None:
+        """Append one clip. Raises ValueError for a key, extension or captions that a reader would refuse."""
+        _check_source(clip, self._seen)
+        if self._open is None:
+            self._open = ShardWriter(self._folder, f"{self._prefix}-{len(self._shards):06d}.tar")
+        meta = clip.meta | {"crc32": crc32(clip.media)}
+        meta |= {"meta_crc32": _meta_crc32(meta)}
+        self._open.write(clip.key, {clip.extension: clip.media, "json": json.dumps(meta).encode()})
+        if self._open.count >= self._clips_per_shard:
+            self.close()
+
+    def close(self) -> list[ShardInfo]:
+        """Finish the shard that is open; all shards so far."""
+        if self._open is not None:
+            self._shards.append(self._open.close())
+            self._open = None
+        return self._shards
+
+
+def write_index(folder: Path, shards: list[ShardInfo]) -> None:
+    """Write the index of finished shards."""
+    index = {"shards": [asdict(shard) for shard in shards]}
+    write_bytes(folder / INDEX_NAME, json.dumps(index, indent=1).encode())
 
 
 def _check_source(clip: ClipSource, seen: set[str]) -> None:
@@ -164,17 +186,25 @@ def _read_index(folder: Path) -> dict[str, ShardInfo] | None:
     return {shard.name: shard for shard in shards}
 
 
-def read_clips(folder: str | Path, config: ClipConfig, report: ClipReport | None = None) -> Iterator[Clip]:
-    """Stream every clip of a folder as windows on the lattice, in shard order.
+def read_clips(
+    folder: str | Path,
+    config: ClipConfig,
+    report: ClipReport | None = None,
+    *,
+    shards: Sequence[Path] | None = None,
+    seen: set[str] | None = None,
+) -> Iterator[Clip]:
+    """Stream every clip of a folder, or of some of its shards, as windows on the lattice, in shard order.
 
     Windows come while their clip is decoded, so that no more than one of them is held, whatever the clip's length.
     A clip that cannot be used is skipped, and `report` says which and why; so is what a damaged shard loses. Of a
-    clip with damage in its middle the windows before it are kept.
+    clip with damage in its middle the windows before it are kept. `seen` has the keys of clips read before, and takes
+    those of the clips read now.
     """
     report = report if report is not None else ClipReport()
     index = _read_index(Path(folder))
-    seen: set[str] = set()
-    for path in clip_shards(folder):
+    seen = seen if seen is not None else set()
+    for path in shards if shards is not None else clip_shards(folder):
         told = len(report.skipped)
         damage = tar_problems(path)
         for reason in damage:
@@ -234,34 +264,49 @@ def windows_of(source: ClipSource, *, shard: str, config: ClipConfig, report: Cl
     """All windows of one clip; raises DecodeError where the clip, or the rest of it, is no good."""
     key, number, used = source.key, 0, 0
     try:
-        with decoded_clip(source.media, config, extension=source.extension) as decoded:
-            for window in stream_windows(decoded, config, is_image=source.extension in IMAGE_EXTENSIONS):
-                name = key if window.is_only else f"{key}_w{number:02d}"
-                clip = _clip(name, decoded, window, meta=source.meta, shard=shard)
-                if number == 0:
-                    _check_tokens(clip, config)
-                    report.source_clips += 1
-                number, used = number + 1, used + len(clip.frames_T3HW)
-                report.windows += 1
-                report.images += clip.modality == "image"
-                report.frames += len(clip.frames_T3HW)
-                yield clip
-                del clip
-            if not number:
-                raise DecodeError(
-                    f"too short: {decoded.count} frames at {decoded.fps:g} fps, fewer than "
-                    f"min_frames={config.min_frames}"
-                )
-            report.frames_cropped += decoded.count - used
+        for decoded, window in _streamed(source.media, config, extension=source.extension):
+            name = key if window.is_only else f"{key}_w{number:02d}"
+            clip = _clip(name, decoded, window, meta=source.meta, shard=shard)
+            report.source_clips += number == 0
+            report.windows += 1
+            report.images += clip.modality == "image"
+            report.frames += len(clip.frames_T3HW)
+            number, used = number + 1, used + len(clip.frames_T3HW)
+            yield clip
+            del clip
+        report.frames_cropped += decoded.count - used
     except DecodeError as error:
         raise DecodeError(f"{error}; the {number} windows before it are kept" if number else str(error)) from error
 
 
-def _check_tokens(clip: Clip, config: ClipConfig) -> None:
-    """The first window is the longest; its length was foretold from the packets' time stamps."""
-    tokens = config.tokens(len(clip.frames_T3HW), *clip.frames_T3HW.shape[2:])
-    if config.max_tokens is not None and tokens > config.max_tokens:
-        raise DecodeError(f"packets without times: {tokens} tokens, above max_tokens={config.max_tokens}")
+def _streamed(media: bytes, config: ClipConfig, *, extension: str) -> Iterator[tuple[DecodedClip, Window[Tensor]]]:
+    """The windows of a clip, at least one.
+
+    The first is the longest. Where it breaks `max_tokens`, since time stamps foretold a shorter one, the clip is
+    decoded again for its true length.
+    """
+    longest: int | None = None
+    while True:
+        with decoded_clip(media, config, extension=extension, longest=longest) as decoded:
+            gave = False
+            for window in stream_windows(decoded, config, is_image=extension in IMAGE_EXTENSIONS):
+                tokens = config.tokens(len(window.frames), *window.frames[0].shape[1:])
+                if config.max_tokens is not None and tokens > config.max_tokens:
+                    assert longest is None, (tokens, config)
+                    longest = len(window.frames)
+                    break
+                gave = True
+                yield decoded, window
+            else:
+                if not gave:
+                    raise DecodeError(_too_short(decoded, config))
+                return
+
+
+def _too_short(decoded: DecodedClip, config: ClipConfig) -> str:
+    if not decoded.count:
+        return "no frames"
+    return f"too short: {decoded.count} frames at {decoded.fps:g} fps, fewer than min_frames={config.min_frames}"
 
 
 def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:

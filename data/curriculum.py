@@ -1,10 +1,12 @@
 """Stages of a run that draw on the data set in different mixtures, each until a step or a number of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from data.mixture import MixConfig
 from data.pack import PackPlan, PlannedPack, Position
+
+_VISITS_PER_STAGE = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,17 @@ class Curriculum:
         assert len(plans) == len(stages) + 1
         self.plans, self.stages = tuple(plans), tuple(stages)
 
+    @classmethod
+    def of(
+        cls, plan_of: Callable[[MixConfig], PackPlan], stages: Sequence[StageConfig], last: MixConfig
+    ) -> "Curriculum":
+        """From what makes a plan of a mixture."""
+        stage: StageConfig
+        plans = []
+        for stage in stages:
+            plans.append(plan_of(stage.mix))
+        return cls([*plans, plan_of(last)], stages)
+
     def plan(self, position: Position) -> PackPlan:
         """The plan of a position's stage."""
         if position.stage >= len(self.plans):
@@ -44,6 +57,9 @@ class Curriculum:
     def step(self, position: Position, packs_per_step: int) -> tuple[list[PlannedPack], Position]:
         """The next `packs_per_step` packs and the position after them."""
         packs, after = self.plan(position).step(position, packs_per_step)
+        if position.stage:  # each stage counts visits from 0
+            first = position.stage * _VISITS_PER_STAGE
+            packs = [replace(pack, visits=tuple(first + visit for visit in pack.visits)) for pack in packs]
         while after.stage < len(self.stages) and self.stages[after.stage].is_over(after.step, after.tokens):
             after = replace(after, stage=after.stage + 1, epoch=0, pack=0)
         return packs, after

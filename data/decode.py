@@ -3,11 +3,14 @@
 Frames come one after another while the file is decoded; none is kept.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from itertools import islice, pairwise
+from pathlib import Path
 
 import av
 import numpy as np
@@ -16,7 +19,7 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from data.lattice import ClipConfig, Fit, cover_frame, cut_windows, fit_frame
+from data.lattice import ClipConfig, Fit, cover_frame, fit_frame
 
 _VIDEO_FORMATS = {
     "mp4": "mov",
@@ -26,6 +29,11 @@ _VIDEO_FORMATS = {
     "mkv": "matroska",
     "avi": "avi",
     "gif": "gif",
+    "mpg": "mpeg",
+    "mpeg": "mpeg",
+    "ts": "mpegts",
+    "flv": "flv",
+    "wmv": "asf",
 }
 _IMAGE_FORMATS = {"png": "png_pipe", "jpg": "jpeg_pipe", "jpeg": "jpeg_pipe", "webp": "webp_pipe"}
 VIDEO_EXTENSIONS, IMAGE_EXTENSIONS = tuple(_VIDEO_FORMATS), tuple(_IMAGE_FORMATS)
@@ -82,29 +90,26 @@ class DecodedClip(Iterator[Tensor]):
 
 
 @contextmanager
-def decoded_clip(data: bytes, config: ClipConfig, *, extension: str) -> Iterator[DecodedClip]:
+def decoded_clip(
+    data: bytes, config: ClipConfig, *, extension: str, longest: int | None = None
+) -> Iterator[DecodedClip]:
     """Decode, resample to `config.fps` or to the clip's own rate by time, scale and crop.
 
+    `longest` is the number of frames of its longest window, which its size depends on; None foretells it from time
+    stamps. A clip's own rate is known when all of it was decoded once, so then it is decoded twice.
     Raises DecodeError with the reason, here or while frames are taken.
     """
-    if extension in IMAGE_EXTENSIONS:
-        fps, longest = config.fps or _STILL_FPS, 1
-    elif config.fps is None:
-        times = _frame_times(data, extension)
-        fps = native_rate(times) or _STILL_FPS
-        longest = _longest_window(float(times[-1] - times[0]), len(times), fps, config)
-    else:
-        fps = config.fps
-        times = _packet_times(data, extension)
-        longest = config.max_frames
-        if times:
-            longest = _longest_window(float(times[-1] - times[0]), len(times), fps, config)
-    with _opened(data, extension) as container:
+    fps, foretold = config.fps or _STILL_FPS, 1
+    if extension not in IMAGE_EXTENSIONS:
+        times = _packet_times(data, extension) if config.fps else _frame_times(data, extension)
+        fps = config.fps or native_rate(times.at) or _STILL_FPS
+        foretold = min(config.max_frames, config.snap_frames(times.count(fps) or config.max_frames))
+    with opened(data, extension) as container:
         yield DecodedClip(
             _shown(container, extension, fps),
             fps=fps,
             pixel_aspect=_pixel_aspect(container),
-            fit_of=lambda height, width: fit_frame(height, width, frames=longest, config=config),
+            fit_of=lambda height, width: fit_frame(height, width, frames=longest or foretold, config=config),
         )
 
 
@@ -114,7 +119,7 @@ def decode_first_frames(data: bytes, size: tuple[int, int, int], *, fps: float, 
     uint8 `[T, 3, H, W]`; what comes after them is not decoded. Raises DecodeError with the reason.
     """
     frames, height, width = size
-    with _opened(data, extension) as container:
+    with opened(data, extension) as container:
         decoded = DecodedClip(
             islice(_shown(container, extension, fps), frames),
             fps=fps,
@@ -128,8 +133,8 @@ def decode_first_frames(data: bytes, size: tuple[int, int, int], *, fps: float, 
 
 
 @contextmanager
-def _opened(data: bytes, extension: str) -> Iterator[InputContainer]:
-    """A file of the kind that its extension names.
+def opened(media: bytes | Path, extension: str) -> Iterator[InputContainer]:
+    """A file, or the bytes of one, of the kind that its extension names. Raises DecodeError where it is not.
 
     The bytes may not choose the kind: some kinds are scripts that name other files, or sockets.
     """
@@ -137,15 +142,18 @@ def _opened(data: bytes, extension: str) -> Iterator[InputContainer]:
     if kind is None:
         raise DecodeError(f"unknown extension: .{extension} is none of {VIDEO_EXTENSIONS + IMAGE_EXTENSIONS}")
     try:
-        with av.open(BytesIO(data), "r", format=kind, options={"protocol_whitelist": ""}) as container:
+        with (
+            BytesIO(media) if isinstance(media, bytes) else open(media, "rb") as file,
+            av.open(file, "r", format=kind, options={"protocol_whitelist": ""}) as container,
+        ):
             yield container
     except av.FFmpegError as error:
-        raise DecodeError(
-            f"cannot be decoded: damaged, or of another kind than .{extension} ({type(error).__name__} {error})"
-        ) from error
+        what = f"{type(error).__name__} {error.strerror}"
+        raise DecodeError(f"cannot be decoded: damaged, or of another kind than .{extension} ({what})") from error
 
 
-def _video_stream(container: InputContainer) -> av.VideoStream:
+def video_stream(container: InputContainer) -> av.VideoStream:
+    """The first one; DecodeError where there is none."""
     if not container.streams.video:
         raise DecodeError("no video stream")
     return container.streams.video[0]
@@ -153,32 +161,53 @@ def _video_stream(container: InputContainer) -> av.VideoStream:
 
 def _shown(container: InputContainer, extension: str, fps: float) -> Iterator[av.VideoFrame]:
     """The one frame of an image; a video's frames at the rate asked for."""
-    stream = _video_stream(container)
+    stream = video_stream(container)
     frames = container.decode(stream)
     if extension in IMAGE_EXTENSIONS:
         return islice(frames, 1)
-    return on_screen(_checked(frames), fps=fps, default_rate=float(stream.average_rate or fps))
+    return on_screen(checked(frames), fps=fps, default_rate=float(stream.average_rate or fps))
 
 
 def _pixel_aspect(container: InputContainer) -> float:
-    return float(_video_stream(container).sample_aspect_ratio or 1)
+    return float(video_stream(container).sample_aspect_ratio or 1)
 
 
-def _packet_times(data: bytes, extension: str) -> list[Fraction]:
-    """Time stamps of all packets in order, in seconds; nothing is decoded."""
-    with _opened(data, extension) as container:
-        packets = container.demux(_video_stream(container))
-        return sorted(p.pts * p.time_base for p in packets if p.pts is not None and p.time_base)
+@dataclass(frozen=True, kw_only=True)
+class _Times:
+    """When frames are shown, in seconds and in order, and how long the last one stays."""
+
+    at: list[Fraction]
+    hold: Fraction
+
+    @staticmethod
+    def of(shown: Iterable[av.VideoFrame | av.Packet]) -> "_Times":
+        spans = sorted(
+            (one.pts * one.time_base, (one.duration or 0) * one.time_base)
+            for one in shown
+            if one.pts is not None and one.time_base
+        )
+        at = [start for start, _ in spans]
+        hold = spans[-1][1] if spans else Fraction(0)
+        return _Times(at=at, hold=hold or (at[-1] - at[-2] if len(at) > 1 else Fraction(0)))
+
+    def count(self, fps: float) -> int:
+        """Frames that `on_screen` makes of them; 0 where nothing has a time stamp."""
+        if not self.at:
+            return 0
+        end = float(self.at[-1] - self.at[0]) + min(float(self.hold), _LONGEST_HOLD_S)
+        return max(1, math.ceil((end - _TIME_TOLERANCE_S) * fps))
 
 
-def _frame_times(data: bytes, extension: str) -> list[Fraction]:
-    """Time stamps of all frames as they are decoded, in seconds."""
-    with _opened(data, extension) as container:
-        frames = _checked(container.decode(_video_stream(container)))
-        times = [frame.pts * frame.time_base for frame in frames if frame.pts is not None and frame.time_base]
-    if not times:
-        raise DecodeError("no frames with time stamps")
-    return times
+def _packet_times(data: bytes, extension: str) -> _Times:
+    """Those of all packets; nothing is decoded."""
+    with opened(data, extension) as container:
+        return _Times.of(container.demux(video_stream(container)))
+
+
+def _frame_times(data: bytes, extension: str) -> _Times:
+    """Those of all frames as they are decoded."""
+    with opened(data, extension) as container:
+        return _Times.of(checked(container.decode(video_stream(container))))
 
 
 def native_rate(times: list[Fraction]) -> float | None:
@@ -196,14 +225,7 @@ def native_rate(times: list[Fraction]) -> float | None:
     return float(len(near) / sum(near))
 
 
-def _longest_window(span_s: float, count: int, fps: float, config: ClipConfig) -> int:
-    """Frames of the longest window of a clip of `count` frames, the last of them `span_s` after the first."""
-    frames = span_s * fps * count / max(count - 1, 1)
-    windows = cut_windows(round(min(frames, config.max_frames)) + 1, config, is_image=True)
-    return windows[0][1]
-
-
-def _checked(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+def checked(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     """Refuse what the decoder patched up."""
     for number, frame in enumerate(frames):
         if frame.is_corrupt:
@@ -242,13 +264,14 @@ def on_screen(frames: Iterator[av.VideoFrame], *, fps: float, default_rate: floa
         ticks += 1
 
 
-def _is_sideways(frame: av.VideoFrame) -> bool:
+def is_sideways(frame: av.VideoFrame) -> bool:
+    """Whether a player turns its rows into columns."""
     return frame.rotation % 180 != 0
 
 
 def _fit(frame: av.VideoFrame, pixel_aspect: float, fit_of: Callable[[int, int], Fit]) -> Fit:
     height, width = frame.height, round(frame.width * pixel_aspect)
-    if _is_sideways(frame):
+    if is_sideways(frame):
         height, width = width, height
     try:
         return fit_of(height, width)
@@ -259,7 +282,7 @@ def _fit(frame: av.VideoFrame, pixel_aspect: float, fit_of: Callable[[int, int],
 def _picture(frame: av.VideoFrame, fit: Fit, reformatter: VideoReformatter) -> np.ndarray:
     """One upright frame `[H, W, 3]` uint8."""
     height, width = fit.scaled_height, fit.scaled_width
-    if _is_sideways(frame):
+    if is_sideways(frame):
         height, width = width, height
     scaled = reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation="BICUBIC")
     # `rotation` is what the file asks the player to turn it by, counterclockwise.

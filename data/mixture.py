@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
+from data.epoch import Stretches
 from data.manifest import Chunks, Manifest
-from data.order import Stretches
 from data.rows import Column
 from data.split import Split
 

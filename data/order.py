@@ -1,129 +1,80 @@
-"""The order of samples in an epoch: a pure function of (seed, what there is, window), one window at a time.
+"""What was in a step of a run, or will be: its packs and samples, in the order of the ranks.
 
-What is shuffled are pieces: a few neighbouring rows of one shard, so that reads stay sequential. Each bucket's pieces
-are shuffled and spread evenly over the epoch; a window is the next pieces that together hold `window` samples, and its
-samples are shuffled. So every window is a fair sample of the data set, and cost and memory of a window do not grow
-with the data set, but for a few numbers a piece.
+    python -m data.order runs/demo/dit --step 1234
+    python -m data.order runs/demo/dit --step 1234 --ranks 8
+    python -m data.order runs/demo/dit --step 1234 --decode sheet.png
+
+`--decode` also decodes the samples into a sheet to look at.
 """
 
-import hashlib
-from dataclasses import dataclass
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-import numpy as np
+from data.balance import imbalance
+from data.mixture import DataSet
+from data.pack import PlannedPack
+from data.plan import PlanConfig, step_of_run
 
-PIECES_PER_WINDOW = 32
-LEAST_PIECE = 8
-_UNIT = 1 << 32
-
-
-def keyed_words(length: int, *key: int | str) -> np.ndarray:
-    """Random uint64 words that depend on `key` alone.
-
-    The raw stream of a counter-based generator, which numpy keeps fixed over its versions (NEP 19), unlike
-    `Generator.permutation`.
-    """
-    digest = hashlib.sha256("\x1f".join(f"{type(part).__name__}:{part}" for part in key).encode()).digest()
-    return np.random.Philox(key=int.from_bytes(digest[:16], "big")).random_raw(length)
+EXIT_MISTAKE, EXIT_STOPPED = 2, 130
 
 
-def keyed_permutation(length: int, *key: int | str) -> np.ndarray:
-    """A permutation of `range(length)` that depends on `key` alone."""
-    return np.argsort(keyed_words(length, *key), kind="stable")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stretches:
-    """What there is to be ordered: runs of rows, with a bucket and a weight each. Arrays of one length."""
-
-    first: np.ndarray
-    count: np.ndarray
-    bucket: np.ndarray
-    """Numbers; rows of one bucket are spread evenly."""
-    weight: np.ndarray
-    """How often each row comes in an epoch, on average."""
-
-
-class EpochOrder:
-    """Windows of row numbers for any epoch."""
-
-    def __init__(self, stretches: Stretches, *, seed: int, identity: str, window: int) -> None:
-        """`identity` is the hash of the data and of the settings that shape the order. Weights must be above 0."""
-        if window < 1:
-            raise ValueError(f"data.window={window} must be at least 1")
-        assert len(stretches.first) > 0 and bool((stretches.weight > 0).all())
-        self.seed, self.identity, self.window = seed, identity, window
-        self._pieces = _cut(stretches, max(LEAST_PIECE, window // PIECES_PER_WINDOW))
-        self._epoch, self._order, self._ends = -1, np.empty(0, np.int64), np.empty(0, np.int64)
-
-    def num_windows(self, epoch: int) -> int:
-        """Windows of an epoch; it varies a little where pieces differ in length."""
-        self._turn_to(epoch)
-        return len(self._ends)
-
-    def rows(self, epoch: int, window: int) -> np.ndarray:
-        """Row numbers of one window of an epoch, in order; a row of weight above 1 may come more than once."""
-        self._turn_to(epoch)
-        start = self._ends[window - 1] if window else 0
-        pieces = self._order[start : self._ends[window]]
-        first, count = self._pieces.first[pieces], self._pieces.count[pieces]
-        rows = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
-        weights = self._pieces.weight[pieces]
-        if bool((weights != 1).any()):
-            rows = np.repeat(rows, self._copies(pieces, epoch))
-        return rows[keyed_permutation(len(rows), "samples", self.seed, self.identity, epoch, window)]
-
-    def _copies(self, pieces: np.ndarray, epoch: int) -> np.ndarray:
-        """How often each row of these pieces comes in this epoch: after e epochs within 1 of e times its weight."""
-        copies = []
-        for piece in pieces.tolist():
-            weight = float(self._pieces.weight[piece])
-            words = keyed_words(int(self._pieces.count[piece]), "copies", self.seed, self.identity, piece)
-            phase = (words >> np.uint64(32)) / _UNIT
-            copies.append(np.floor(weight * (epoch + 1) + phase) - np.floor(weight * epoch + phase))
-        return np.concatenate(copies).astype(np.int64)
-
-    def _turn_to(self, epoch: int) -> None:
-        """Order the pieces of an epoch; the last epoch asked for is kept."""
-        if self._epoch == epoch:
-            return
-        words = keyed_words(len(self._pieces.first), "pieces", self.seed, self.identity, epoch)
-        self._order = _spread(self._pieces.bucket, words)
-        sizes = (self._pieces.count * self._pieces.weight)[self._order]
-        self._ends, self._epoch = _window_ends(np.cumsum(sizes), self.window), epoch
-
-
-def _cut(stretches: Stretches, longest: int) -> Stretches:
-    """The stretches in pieces of at most `longest` rows."""
-    pieces = -(-stretches.count // longest)
-    of = np.repeat(np.arange(len(pieces)), pieces)
-    number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    first = stretches.first[of] + number * longest
-    return Stretches(
-        first=first,
-        count=np.minimum(longest, stretches.first[of] + stretches.count[of] - first),
-        bucket=stretches.bucket[of],
-        weight=stretches.weight[of],
+def lines(shards: DataSet, config: PlanConfig, packs: Sequence[PlannedPack], ranks: int) -> Iterator[str]:
+    """What is said of a step."""
+    if ranks < 1 or len(packs) % ranks:
+        raise ValueError(f"--ranks {ranks} must divide the {len(packs)} packs of a step")
+    tokens = sum(pack.video_tokens for pack in packs)
+    fill = tokens / (len(packs) * config.tokens_per_pack)
+    yield (
+        f"{sum(len(pack.rows) for pack in packs)} samples in {len(packs)} packs, {tokens:,} tokens, fill {fill:.3f}, "
+        f"work of the busiest of {ranks} ranks {imbalance([pack.cost for pack in packs], ranks):.3f} of the mean"
     )
+    for number, pack in enumerate(packs):
+        yield (
+            f"rank {number * ranks // len(packs)} pack {number}: epoch {pack.epoch}, {len(pack.rows)} samples, "
+            f"{pack.video_tokens} tokens"
+        )
+        for row, visit in zip(pack.rows, pack.visits, strict=True):
+            manifest, own = shards.place(row)
+            place = manifest.row(own)
+            grid = f"{place['grid_t']}x{place['grid_h']}x{place['grid_w']}"
+            yield (
+                f"  {place['key']}  {place['video_tokens']} tokens, latent {grid}, text {place['text_tokens']}, "
+                f"visit {visit & 0xFFFFFFFF}, {manifest.storage.where(place['shard'])}"
+            )
 
 
-def _spread(bucket: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """An order of pieces: each bucket's shuffled, and at even distances from the first to the last.
-
-    Piece j of n of a bucket lands somewhere in the j-th of n equal parts of the epoch.
-    """
-    within = np.lexsort((words, bucket))
-    counts = np.bincount(bucket)
-    rank = np.arange(len(bucket)) - np.repeat(np.cumsum(counts) - counts, counts)
-    jitter = (words[within] & np.uint64(_UNIT - 1)) / _UNIT
-    return within[np.argsort((rank + jitter) / np.repeat(counts, counts), kind="stable")]
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m data.order", description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--step", type=int, required=True, help="step, counted from 1; one to come is told too")
+    parser.add_argument("--ranks", type=int, default=1, help="data-parallel ranks to share the packs")
+    parser.add_argument("--decode", type=Path, metavar="PNG", help="decode the samples into a sheet")
+    return parser.parse_args(arguments)
 
 
-def _window_ends(totals: np.ndarray, window: int) -> np.ndarray:
-    """Close a window as soon as it holds `window` samples; the last one may hold fewer."""
-    ends: list[int] = []
-    done = 0.0
-    while not ends or ends[-1] < len(totals):
-        end = min(int(np.searchsorted(totals, done + window)) + 1, len(totals))
-        ends.append(end)
-        done = float(totals[end - 1])
-    return np.asarray(ends, dtype=np.int64)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parse(arguments)
+    try:
+        shards, config, packs, _ = step_of_run(options.run, options.step)
+        for line in lines(shards, config, packs, options.ranks):
+            print(line)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_STOPPED
+    if options.decode is None:
+        return 0
+    # Decoding needs a network, and networks are not known here.
+    look = [str(options.run), "--step", str(options.step), "--sheet", str(options.decode)]
+    return subprocess.run([sys.executable, "-m", "trainer.look", *look], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.balance import PackCost, balanced_order
+from data.epoch import EpochOrder, keyed_permutation
 from data.mixture import DataSet, MixConfig, mix_hash
-from data.order import EpochOrder, keyed_permutation
 
 _WINDOW_STRIDE = 1 << 20
 """More packs than any window holds, so that one integer says window and pack."""
@@ -41,10 +41,12 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPack:
-    """Samples of one pack (rows of the data set), and the epoch they are drawn in."""
+    """Samples of one pack: rows of the data set."""
 
     epoch: int
     rows: tuple[int, ...]
+    visits: tuple[int, ...]
+    """How often each came before: what is drawn for a sample differs from visit to visit."""
     video_tokens: int
     cost: float
 
@@ -119,10 +121,11 @@ class PackPlan:
         return self._windows[epoch, window]
 
     def _plan_window(self, epoch: int, window: int) -> list[PlannedPack]:
-        rows = self._order.rows(epoch, window)
+        rows, visits = self._order.draw(epoch, window)
         tokens = self.data.column("video_tokens", rows)
         if self.mix.max_tokens is not None:
-            rows, tokens = rows[tokens <= self.mix.max_tokens], tokens[tokens <= self.mix.max_tokens]
+            kept = tokens <= self.mix.max_tokens
+            rows, visits, tokens = rows[kept], visits[kept], tokens[kept]
         text = self.data.column("text_tokens", rows)
         packs = best_fit(tokens, self.tokens_per_pack)
         shuffled = keyed_permutation(len(packs), "packs", self.seed, self._identity, epoch, window)
@@ -130,6 +133,7 @@ class PackPlan:
             PlannedPack(
                 epoch=epoch,
                 rows=tuple(rows[items].tolist()),
+                visits=tuple(visits[items].tolist()),
                 video_tokens=int(tokens[items].sum()),
                 cost=self.cost.of(tokens[items], text[items]),
             )

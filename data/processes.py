@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
@@ -33,7 +34,7 @@ def in_processes(function: Callable[[Item], Result], items: Iterable[Item], work
     context = multiprocessing.get_context("forkserver")
     plain = function.func if isinstance(function, partial) else function
     context.set_forkserver_preload([plain.__module__])
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_serve)
     rest = iter(items)
     waiting: list[Future[Result]] = []
     try:
@@ -47,5 +48,14 @@ def in_processes(function: Callable[[Item], Result], items: Iterable[Item], work
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _serve() -> None:
+    """Interrupts are the parent's, and nothing goes on without it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

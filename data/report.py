@@ -9,7 +9,7 @@ from data.problems import printable
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """One clip (or, with an empty key, the rest of one shard) that was left out."""
+    """One clip, or the rest of it, that was left out; with an empty key, the rest of one shard."""
 
     shard: str
     key: str

@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +114,21 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """All of a small file or none of it, in place of what stood there."""
+    scratch = path.with_name(path.name + ".partial")
+    scratch.unlink(missing_ok=True)
+    write_bytes(scratch, data)
+    scratch.replace(path)
+
+
 @contextmanager
-def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(
+    folder: Path, *, replace: bool = False, keep: Callable[[Path], bool] = lambda scratch: False
+) -> Iterator[Path]:
     """A scratch folder that becomes `folder` when the block ends well and vanishes when it does not.
+
+    `keep` says of a scratch folder that an error leaves, or that is found, whether it stays for the next attempt.
 
     A folder that is replaced stands whole, here or under .NAME.replaced, until the new one is in its place.
     Raises ValueError if `folder` exists, holds something and may not be replaced; OSError with one sentence when the
@@ -127,19 +139,20 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         raise ValueError(f"{folder} exists: give another folder, or delete it first")
     scratch = folder.with_name(folder.name + ".partial")
     try:
-        if scratch.exists():
+        if scratch.exists() and not keep(scratch):
             shutil.rmtree(scratch)
-        scratch.mkdir(parents=True)
+        scratch.mkdir(parents=True, exist_ok=True)
         yield scratch
     except BaseException as error:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not keep(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 f"the disk ran full while writing {folder}: nothing half-written was left there; "
                 "make room or give another folder, and run the same command again"
             ) from error
         raise
-    _put_in_place(scratch, folder)
+    put_in_place(scratch, folder)
 
 
 def restore_folder(folder: Path) -> None:
@@ -151,7 +164,8 @@ def restore_folder(folder: Path) -> None:
         old.rename(folder)
 
 
-def _put_in_place(scratch: Path, folder: Path) -> None:
+def put_in_place(scratch: Path, folder: Path) -> None:
+    """Give a finished scratch folder its name; what stood there goes when the new one stands."""
     if folder.exists():
         folder.rename(_old(folder))
     scratch.rename(folder)

@@ -23,7 +23,7 @@ class PackedInputs:
     patch_LP: Tensor | None
     """Noised latent patches, each laid out (pt ph pw c); None where no stage of this rank reads them."""
     position_L3: Tensor
-    """int64 patch index (t, h, w) inside the sample."""
+    """Place (t, h, w) inside the sample: int64 patch indices, or float64 where time is not counted in frames."""
     row_L: Tensor
     """int64 conditioning row of each token."""
     segment_lengths: tuple[int, ...]
@@ -42,12 +42,12 @@ class PackedInputs:
         return self.position_L3.shape[0]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "PackedInputs":
-        """Move all tensors; floating-point ones also take `dtype` (time stays float32 or wider)."""
+        """Move all tensors; floating-point ones also take `dtype`, but for positions and time."""
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                keep = not value.is_floating_point() or field.name == "time_R"
+                keep = not value.is_floating_point() or field.name in ("time_R", "position_L3")
                 moved[field.name] = value.to(device) if keep else value.to(device, dtype)
         return replace(self, **moved)
 
@@ -64,7 +64,13 @@ def unpatchify(patch_LP: Tensor, grid: tuple[int, int, int], patch_size: tuple[i
     return rearrange(patch_LP, "(t h w) (pt ph pw c) -> c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
 
 
-def patch_positions(grid: tuple[int, int, int]) -> Tensor:
-    """Patch indices (t, h, w) in token order: int64 `[t * h * w, 3]`."""
+def patch_positions(grid: tuple[int, int, int], frame_step: float | None = None) -> Tensor:
+    """Patch indices (t, h, w) in token order: int64 `[t * h * w, 3]`.
+
+    With `frame_step`, neighbouring frames are so far apart on the temporal axis, and the result is float64.
+    """
     axes = [torch.arange(n) for n in grid]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+    position_L3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+    if frame_step is None:
+        return position_L3
+    return position_L3 * torch.tensor([frame_step, 1.0, 1.0], dtype=torch.float64)

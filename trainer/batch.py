@@ -1,7 +1,7 @@
 """From samples to one pack of model inputs and flow-matching targets.
 
 Shapes: L tokens of a pack, P values of a patch, C x T x H x W a latent, n x E a text embedding. Everything that is
-drawn is keyed by (run seed, epoch, sample key), so a sample's part in the loss does not depend on the layout.
+drawn is keyed by (run seed, visit, sample key), so a sample's part in the loss does not depend on the layout.
 """
 
 import math
@@ -18,15 +18,48 @@ from diffusion.flow import interpolate, velocity_target
 from diffusion.noise import draw_noise, keyed_generator
 from diffusion.timesteps import FlowConfig
 from model.packed import PackedInputs, patch_positions, patchify, unpatchify
+from model.text import pad_text
+from trainer.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackLayout:
+    """How samples are laid out in a pack."""
+
+    tokens_per_pack: int
+    patch_size: tuple[int, int, int]
+    pad_text_to: int | None = None
+    """Texts are given zeros up to this many tokens."""
+    position_fps: float | None = None
+    """Temporal positions count frames of this rate; None counts those of each sample."""
+
+    @staticmethod
+    def of(config: TrainConfig, *, tokens_per_pack: int | None = None) -> "PackLayout":
+        """That of a training run, maybe with packs of another size."""
+        return PackLayout(
+            tokens_per_pack=tokens_per_pack or config.data.tokens_per_pack,
+            patch_size=config.model.patch_size,
+            pad_text_to=config.text.pad_to,
+            position_fps=config.data.position_fps,
+        )
+
+    def frame_step(self, fps: float | None) -> float | None:
+        """Distance of neighbouring latent frames on the temporal axis, at `fps`; None is 1, in whole numbers."""
+        if self.position_fps is None:
+            return None
+        assert fps is not None and fps > 0, f"positions at {self.position_fps} frames/s need the sample's rate: {fps=}"
+        return self.position_fps / fps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One sample as the DiT sees it."""
+    """One sample as the DiT sees it, but for what the layout says."""
 
     x_CTHW: Tensor
     levels: FrameLevels
     text_nE: Tensor
+    fps: float | None = None
+    """Rate of its frames; needed where temporal positions follow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +80,7 @@ class PackRecipe:
 
     flow: FlowConfig
     seed: int
-    tokens_per_pack: int
-    patch_size: tuple[int, int, int]
+    layout: PackLayout
     null_text: Tensor
     patches: bool = True
     """Read by the first stage of a pipeline."""
@@ -65,18 +97,18 @@ class EvaluationItem:
     text_from: Sample
 
 
-def build_microbatch(samples: Sequence[Sample], recipe: PackRecipe, *, epoch: int) -> Microbatch:
-    """Draw noise levels, conditions, captions and noise for one pack of samples.
+def build_microbatch(samples: Sequence[Sample], recipe: PackRecipe, *, visits: Sequence[int]) -> Microbatch:
+    """Draw noise levels, conditions, captions and noise for one pack of samples, anew for each visit of a sample.
 
     Without patches and targets no noise is drawn, and the samples need no latents; all else is the same.
     """
     levels, texts, noised, targets = [], [], [], []
-    for sample in samples:
-        key = (recipe.seed, epoch, sample.key)
+    for sample, visit in zip(samples, visits, strict=True):
+        key = (recipe.seed, visit, sample.key)
         frame_levels = draw_noise_levels(
             recipe.flow,
             num_frames=sample.latent_shape[1],
-            num_tokens=count_tokens(sample.latent_shape, recipe.patch_size),
+            num_tokens=count_tokens(sample.latent_shape, recipe.layout.patch_size),
             generator=keyed_generator(*key, "time"),
         )
         levels.append(frame_levels)
@@ -88,20 +120,19 @@ def build_microbatch(samples: Sequence[Sample], recipe: PackRecipe, *, epoch: in
             noised.append(interpolate(x0_CTHW, noise_CTHW, frame_levels.time_T))
         if recipe.targets:
             targets.append(velocity_target(x0_CTHW, noise_CTHW))
-    size = recipe.tokens_per_pack, recipe.patch_size
-    inputs = _lay_out([sample.latent_shape for sample in samples], levels, texts, *size)
+    shapes, rates = [sample.latent_shape for sample in samples], [sample.fps for sample in samples]
+    inputs = _lay_out(shapes, levels, texts, rates, recipe.layout)
     if recipe.patches:
-        inputs = replace(inputs, patch_LP=_pack_latents(noised, *size))
-    target_LP = _pack_latents(targets, *size) if recipe.targets else None
+        inputs = replace(inputs, patch_LP=_pack_latents(noised, recipe.layout))
+    target_LP = _pack_latents(targets, recipe.layout) if recipe.targets else None
     return _microbatch(inputs, target_LP, samples)
 
 
 def build_evaluation_microbatch(
     items: Sequence[EvaluationItem],
+    layout: PackLayout,
     *,
     seed: int,
-    tokens_per_pack: int,
-    patch_size: tuple[int, int, int],
     null_text: Tensor,
     caption_kind: str | None,
 ) -> Microbatch:
@@ -117,10 +148,10 @@ def build_evaluation_microbatch(
         levels = FrameLevels.same(item.level, x0_CTHW.shape[1])
         text_nE = null_text if caption_kind is None else text_of(item.text_from, caption_kind)
         x_CTHW = interpolate(x0_CTHW, noise_CTHW, levels.time_T)
-        segments.append(Segment(x_CTHW=x_CTHW, levels=levels, text_nE=text_nE))
+        segments.append(Segment(x_CTHW=x_CTHW, levels=levels, text_nE=text_nE, fps=item.sample.fps))
         targets.append(velocity_target(x0_CTHW, noise_CTHW))
-    inputs = pack_segments(segments, tokens_per_pack=tokens_per_pack, patch_size=patch_size)
-    target_LP = _pack_latents(targets, tokens_per_pack, patch_size)
+    inputs = pack_segments(segments, layout)
+    target_LP = _pack_latents(targets, layout)
     return _microbatch(inputs, target_LP, [item.sample for item in items])
 
 
@@ -170,9 +201,7 @@ def fill_packs(tokens: Sequence[int], tokens_per_pack: int) -> list[list[int]]:
     return packs
 
 
-def pack_segments(
-    segments: Sequence[Segment], *, tokens_per_pack: int, patch_size: tuple[int, int, int]
-) -> PackedInputs:
+def pack_segments(segments: Sequence[Segment], layout: PackLayout) -> PackedInputs:
     """Lay segments end to end; where they do not fill the pack, a segment of padding follows.
 
     Each (segment, noise level, condition or not) is one row of the conditioning table.
@@ -180,29 +209,32 @@ def pack_segments(
     latents = [segment.x_CTHW for segment in segments]
     levels = [segment.levels for segment in segments]
     texts = [segment.text_nE.to(segment.x_CTHW) for segment in segments]
-    inputs = _lay_out([x_CTHW.shape for x_CTHW in latents], levels, texts, tokens_per_pack, patch_size)
-    return replace(inputs, patch_LP=_pack_latents(latents, tokens_per_pack, patch_size))
+    rates = [segment.fps for segment in segments]
+    inputs = _lay_out([x_CTHW.shape for x_CTHW in latents], levels, texts, rates, layout)
+    return replace(inputs, patch_LP=_pack_latents(latents, layout))
 
 
 def _lay_out(
     latent_shapes: Sequence[Sequence[int]],
     levels: Sequence[FrameLevels],
     texts: Sequence[Tensor],
-    tokens_per_pack: int,
-    patch_size: tuple[int, int, int],
+    rates: Sequence[float | None],
+    layout: PackLayout,
 ) -> PackedInputs:
     """All of a pack but its patches."""
-    grids = [_patch_grid(shape, patch_size) for shape in latent_shapes]
+    grids = [_patch_grid(shape, layout.patch_size) for shape in latent_shapes]
     lengths = [math.prod(grid) for grid in grids]
-    positions = [patch_positions(grid) for grid in grids]
-    texts = list(texts)
+    positions = [patch_positions(grid, layout.frame_step(fps)) for grid, fps in zip(grids, rates, strict=True)]
+    texts = [pad_text(text_nE, layout.pad_text_to) for text_nE in texts]
     rows, row_levels = _conditioning_rows(levels, grids)
-    padding = tokens_per_pack - sum(lengths)
+    padding = layout.tokens_per_pack - sum(lengths)
     if padding < 0:
-        raise ValueError(f"{len(grids)} samples hold {sum(lengths)} tokens, above tokens_per_pack={tokens_per_pack}")
+        raise ValueError(
+            f"{len(grids)} samples hold {sum(lengths)} tokens, above tokens_per_pack={layout.tokens_per_pack}"
+        )
     if padding:
         lengths.append(padding)
-        positions.append(torch.zeros(padding, 3, dtype=torch.int64))
+        positions.append(torch.zeros(padding, 3, dtype=positions[0].dtype))
         texts.append(texts[0].new_zeros(1, texts[0].shape[1]))
         rows.append(torch.full((padding,), len(row_levels)))
         row_levels.append((0.0, True))
@@ -218,10 +250,10 @@ def _lay_out(
     )
 
 
-def _pack_latents(latents: Sequence[Tensor], tokens_per_pack: int, patch_size: tuple[int, int, int]) -> Tensor:
+def _pack_latents(latents: Sequence[Tensor], layout: PackLayout) -> Tensor:
     """Patches of latents `[C, T, H, W]` end to end, zero where they do not fill the pack: `[L, P]`."""
-    patches_LP = torch.cat([patchify(x_CTHW, patch_size) for x_CTHW in latents])
-    return pad(patches_LP, (0, 0, 0, tokens_per_pack - len(patches_LP)))
+    patches_LP = torch.cat([patchify(x_CTHW, layout.patch_size) for x_CTHW in latents])
+    return pad(patches_LP, (0, 0, 0, layout.tokens_per_pack - len(patches_LP)))
 
 
 def unpack_predictions(

@@ -10,13 +10,14 @@ from data.curriculum import Curriculum
 from data.loader import Loader, RankShare, StepData
 from data.manifest import Manifest
 from data.mixture import DataSet
-from data.pack import PackPlan, Position
+from data.pack import Position
+from data.plan import PlanConfig
 from model.codec import codec_identity
 from model.flops import cost_coefficients, training_flops
 from parallel.engine import TrainEngine
 from parallel.runtime import Grid
 from parallel.stage import build_stage
-from trainer.batch import Microbatch, PackRecipe, build_microbatch
+from trainer.batch import Microbatch, PackLayout, PackRecipe, build_microbatch
 from trainer.config import TrainConfig
 from trainer.evaluation import EvaluationSet, heldout_set
 from trainer.metrics import Metrics
@@ -62,8 +63,7 @@ class Run:
         return PackRecipe(
             flow=self.config.flow,
             seed=self.config.seed,
-            tokens_per_pack=self.config.data.tokens_per_pack,
-            patch_size=self.config.model.patch_size,
+            layout=PackLayout.of(self.config),
             null_text=self.null_text,
             patches=self.grid.is_first_stage,
             targets=self.grid.is_last_stage,
@@ -73,7 +73,8 @@ class Run:
         """What this rank reads of its packs of a step: noise levels and captions, and noise at either end."""
         recipe = self.recipe
         return [
-            build_microbatch(pack, recipe, epoch=epoch) for pack, epoch in zip(batch.packs, batch.epochs, strict=True)
+            build_microbatch(pack, recipe, visits=visits)
+            for pack, visits in zip(batch.packs, batch.visits, strict=True)
         ]
 
     def training_flops(self, microbatches: list[Microbatch]) -> int:
@@ -92,32 +93,32 @@ class Run:
 
 def open_shards(config: TrainConfig) -> tuple[DataSet, Curriculum]:
     """All shards, and the plan of their training split; refuses what this run cannot train on."""
-    wanted = config.data
-    folders = {wanted.folder: wanted.weight, **wanted.others}
-    data = DataSet(manifests=tuple(Manifest.read(folder) for folder in folders), weights=tuple(folders.values()))
-    for manifest in data.manifests:
+    wanted = plan_config(config)
+    shards = wanted.open_shards()
+    for manifest in shards.manifests:
         manifest.require_identity(
-            codec=codec_identity(wanted.codec),
-            text=data.manifests[0].identity.text,
+            codec=codec_identity(config.data.codec),
+            text=shards.manifests[0].identity.text,
             patch_size=config.model.patch_size,
         )
         _require_shapes(config, manifest)
-    training = data.select("train")
-    if wanted.limit_samples is not None:
-        training = training.head(wanted.limit_samples)
-    cost = PackCost(**cost_coefficients(config.model)) if wanted.cost is None else PackCost.read(wanted.cost)
-    plans = [
-        PackPlan(
-            training,
-            seed=config.seed,
-            tokens_per_pack=wanted.tokens_per_pack,
-            window=wanted.window,
-            mix=mix,
-            cost=cost,
-        )
-        for mix in (*(stage.mix for stage in wanted.curriculum), wanted.mix)
-    ]
-    return data, Curriculum(plans, wanted.curriculum)
+    return shards, wanted.open(shards)
+
+
+def plan_config(config: TrainConfig) -> PlanConfig:
+    """What the order of a run's data depends on."""
+    data = config.data
+    return PlanConfig(
+        folders={data.folder: data.weight, **data.others},
+        seed=config.seed,
+        tokens_per_pack=data.tokens_per_pack,
+        packs_per_step=data.packs_per_step,
+        window=data.window,
+        limit_samples=data.limit_samples,
+        mix=data.mix,
+        curriculum=data.curriculum,
+        cost=PackCost(**cost_coefficients(config.model)) if data.cost is None else PackCost.read(data.cost),
+    )
 
 
 def _require_shapes(config: TrainConfig, manifest: Manifest) -> None:

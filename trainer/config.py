@@ -38,6 +38,9 @@ class DataConfig:
     """Mixtures that come before `mix`, each until a step or a number of tokens."""
     cost: str | None = None
     """A file of `python -m trainer.pack_cost`; None balances packs by the model's FLOPs."""
+    position_fps: float | None = None
+    """Temporal positions count frames of this rate: latent frame k of a clip lies at k * position_fps / its own rate.
+    None: at k, whatever the rate."""
     limit_samples: int | None = None
     """Train on the first N samples only (`debug=overfit`)."""
 
@@ -50,6 +53,8 @@ class DataConfig:
                 raise ValueError(f"data: the weight {weight} of {folder} must be above 0; leave it out instead")
         if self.folder in self.others:
             raise ValueError(f"data.others names {self.folder}, which is data.folder: set data.weight instead")
+        if self.position_fps is not None and not self.position_fps > 0:
+            raise ValueError(f"data.position_fps={self.position_fps} must be above 0, or null to count frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +103,16 @@ class SamplesConfig:
     height: int = 64
     width: int = 112
     frames: int = 17
+    fps: float | None = None
+    """Rate they are made for where the model knows rates; None takes `data.position_fps`."""
     steps: int = 24
     guidance: float = 3.0
     seed: int = 0
     attribution: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError(f"samples.fps={self.fps} must be above 0, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +151,7 @@ class TrainConfig:
         kept = {key: plain[key] for key in ("seed", "model", "flow", "optim", "schedule", "data")}
         for movable in ("folder", "codec", "prefetch_steps", "others", "cost"):  # the shards' hashes are compared
             del kept["data"][movable]
+        kept["text"] = {"pad_to": self.text.pad_to}
         kept["run"] = {name: plain["run"][name] for name in ("steps", "ema_half_life_fraction")}
         return _flat(kept)
 

@@ -3,7 +3,7 @@
     python -m trainer.encode clips=runs/demo/clips codec=runs/demo/codec folder=runs/demo/latents
 
 The folder appears when all of it is written; a second run over the same clips, codec and settings leaves it as it
-is. `report.json` in it says what was skipped and why.
+is, and one after an interruption goes on after the last finished part. `report.json` says what was skipped and why.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from model.text import TextConfig, TextEncoder
 from parallel.launch import Launch
 from trainer.compose import to_dataclass, user_errors
 from trainer.device import choose_device
+from trainer.encode_parts import EncodedParts, stands
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class EncodeConfig:
     """Share of the sources that is kept from training."""
     pixels_per_batch: int = 4_000_000
     """Clips of one size are encoded together up to this many pixels."""
+    clip_shards_per_part: int = 16
+    """After so many clip shards the latent shards are closed, and an interruption costs only what comes after."""
     device: str = "auto"
     replace: bool = False
     """Replace latent shards that were made from other inputs."""
@@ -68,6 +72,8 @@ class EncodeConfig:
         split_of("", self.heldout_fraction)
         if self.pixels_per_batch < 1:
             raise ValueError(f"pixels_per_batch={self.pixels_per_batch} must be at least 1")
+        if self.clip_shards_per_part < 1:
+            raise ValueError(f"clip_shards_per_part={self.clip_shards_per_part} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,19 +104,26 @@ def run(config: EncodeConfig) -> Manifest | None:
     if config.dry_run:
         log.info("would encode %s (%s) into %s", config.clips, _total(config.clips), config.folder)
         return None
-    folder, report, started = Path(config.folder), ClipReport(), time.monotonic()
+    folder, started = Path(config.folder), time.monotonic()
     try:
-        with new_folder(folder, replace=config.replace) as scratch:
+        with new_folder(folder, replace=config.replace, keep=partial(stands, inputs=inputs)) as scratch:
             writer = LatentWriter(scratch, config.shards, patch_size=config.clip.patch_size)
-            clips = read_clips(config.clips, config.clip, report)
-            encode(clips, encoders, writer, report=report, config=config)
+            parts = encode_parts(scratch, encoders, writer, config=config, inputs=inputs)
+            report = parts.report
             finish(writer, encoders, report=report, config=config, inputs=inputs)
             manifest = Manifest.read(scratch)
             summary = summary_lines(manifest, report, seconds=time.monotonic() - started)
             described = report.to_json() | {"clips_folder": config.clips, "manifest": manifest.hash}
             write_bytes(scratch / REPORT_NAME, json.dumps(described, indent=1).encode())
+            parts.remove()
     except KeyboardInterrupt:
-        log.info("stopped; nothing was kept, and the same command starts again")
+        kept = stands(folder.with_name(folder.name + ".partial"), inputs)
+        log.info(
+            "stopped; %s",
+            f"the finished parts are kept in {folder}.partial, and the same command goes on after them"
+            if kept
+            else "nothing was kept, and the same command starts again",
+        )
         sys.exit(EXIT_STOPPED)
     for line in [*summary, f"written  {folder}, with {REPORT_NAME}"]:
         log.info(line)
@@ -145,6 +158,7 @@ def inputs_hash(config: EncodeConfig, encoders: Encoders) -> str:
         "shards": asdict(config.shards),
         "heldout_fraction": config.heldout_fraction,
         "pixels_per_batch": config.pixels_per_batch,
+        "clip_shards_per_part": config.clip_shards_per_part,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -172,11 +186,27 @@ def standing_manifest(config: EncodeConfig, inputs: str) -> Manifest | None:
     return manifest
 
 
+def encode_parts(
+    scratch: Path, encoders: Encoders, writer: LatentWriter, *, config: EncodeConfig, inputs: str
+) -> EncodedParts:
+    """Encode all clips part by part, after the parts that an earlier run finished."""
+    shards = clip_shards(config.clips)
+    parts = EncodedParts(scratch, shards, inputs=inputs, shards_per_part=config.clip_shards_per_part)
+    parts.restore(writer)
+    if parts.done:
+        log.info("goes on after %d of %d parts, %d samples", parts.done, len(parts.parts), len(writer.columns["key"]))
+    progress = Progress(parts.report, count_clips(config.clips))
+    for part in parts.left():
+        clips = read_clips(config.clips, config.clip, parts.report, shards=part, seen=parts.seen)
+        encode(clips, encoders, writer, progress=progress, config=config)
+        parts.commit(writer)
+    return parts
+
+
 def encode(
-    clips: Iterable[Clip], encoders: Encoders, writer: LatentWriter, *, report: ClipReport, config: EncodeConfig
+    clips: Iterable[Clip], encoders: Encoders, writer: LatentWriter, *, progress: "Progress", config: EncodeConfig
 ) -> None:
     """Encode and store every clip; one whose latents or text cannot be stored is skipped and reported."""
-    progress = Progress(report, count_clips(config.clips))
     for batch in same_size_batches(clips, config.pixels_per_batch):
         latents_BCTHW = encode_frames(batch, encoders)
         texts = encode_captions(batch, encoders)
@@ -199,7 +229,7 @@ def encode(
             try:
                 writer.write(sample)
             except ValueError as error:
-                report.skip(shard=clip.shard, key=clip.key, reason=str(error))
+                progress.report.skip(shard=clip.shard, key=clip.key, reason=str(error))
         progress.show(writer.columns["video_tokens"])
 
 
@@ -270,6 +300,11 @@ class Progress:
     def __init__(self, report: ClipReport, total: int | None) -> None:
         self.report, self.total = report, total
         self.started = self.said = time.monotonic()
+        self.read_before = self._read
+
+    @property
+    def _read(self) -> int:
+        return self.report.source_clips + len(self.report.skipped)
 
     def show(self, tokens: list[Any]) -> None:
         """Say how far it is, if it was not said just now."""
@@ -277,8 +312,8 @@ class Progress:
         if now - self.said < _PROGRESS_S:
             return
         self.said = now
-        read = self.report.source_clips + len(self.report.skipped)
-        rate = read / (now - self.started)
+        read = self._read
+        rate = (read - self.read_before) / (now - self.started)
         left = f", {(self.total - read) / rate:.0f} s left" if self.total and rate else ""
         log.info(
             "%d%s clips read, %d samples written, %s tokens, %d skipped, %.1f clips/s%s",

@@ -15,7 +15,7 @@ from data.loader import Sample, SampleReader
 from data.manifest import Manifest
 from diffusion.timesteps import stratified_levels
 from model.packed import PackedInputs
-from trainer.batch import EvaluationItem, Microbatch, build_evaluation_microbatch, fill_packs
+from trainer.batch import EvaluationItem, Microbatch, PackLayout, build_evaluation_microbatch, fill_packs
 from trainer.config import TrainConfig
 
 Predict = Callable[[list[PackedInputs]], list[Tensor]]
@@ -33,8 +33,7 @@ class EvaluationSet:
     samples: list[Sample]
     levels: tuple[float, ...]
     """Noise levels t, one stratum each; all weigh the same."""
-    tokens_per_pack: int
-    patch_size: tuple[int, int, int]
+    layout: PackLayout
     null_text: Tensor
     caption_kind: str
     seed: int = 0
@@ -47,15 +46,14 @@ class EvaluationSet:
             for level in self.levels
         ]
         tokens = [item.sample.video_tokens for item in items]
-        return [[items[i] for i in pack] for pack in fill_packs(tokens, self.tokens_per_pack)]
+        return [[items[i] for i in pack] for pack in fill_packs(tokens, self.layout.tokens_per_pack)]
 
     def microbatch(self, items: list[EvaluationItem]) -> Microbatch:
         """Inputs and targets of one pack."""
         return build_evaluation_microbatch(
             items,
+            self.layout,
             seed=self.seed,
-            tokens_per_pack=self.tokens_per_pack,
-            patch_size=self.patch_size,
             null_text=self.null_text,
             caption_kind=self.caption_kind,
         )
@@ -75,8 +73,7 @@ def heldout_set(config: TrainConfig, manifest: Manifest, *, max_samples: int, le
     return EvaluationSet(
         samples=samples,
         levels=tuple(stratified_levels(levels).tolist()),
-        tokens_per_pack=config.data.tokens_per_pack,
-        patch_size=config.model.patch_size,
+        layout=PackLayout.of(config),
         null_text=manifest.null_text(),
         caption_kind=config.evaluation.caption_kind,
     )

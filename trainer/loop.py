@@ -6,6 +6,7 @@ from typing import Any
 
 from data.loader import Loader, StepData
 from data.pack import Position
+from data.plan import position_row
 from parallel.engine import StepResult
 from trainer.build import Run
 from trainer.checkpoint import prune_checkpoints, write_checkpoint
@@ -225,6 +226,7 @@ class Pace:
             "data_wait": round(self.seconds["data"] / elapsed, 4),
             "fill": round(batch.video_tokens / batch.token_budget, 4),
             "imbalance": round(batch.imbalance, 4),
+            "position": position_row(batch.position_after),
         }
         self.run.metrics.write(progress.step, row)
         left_s = self.total_s / self.total_steps * (steps - progress.step)

@@ -24,7 +24,7 @@ from model.codec import codec_identity, load_codec
 from model.codec_interface import VideoCodec
 from model.text import TextEncoder
 from parallel.launch import Launch
-from trainer.batch import count_tokens
+from trainer.batch import PackLayout, count_tokens
 from trainer.compose import to_dataclass, user_errors
 from trainer.config import TrainConfig
 from trainer.device import choose_device
@@ -51,7 +51,8 @@ class SampleConfig:
     width: int | None = None
     frames: int | None = None
     fps: float = 8.0
-    """Rate at which the videos play and a source is read; the model knows frames, not seconds."""
+    """Rate at which the videos play and a source is read. The model knows frames, not seconds, unless it was trained
+    with `data.position_fps`: then also the rate it makes them for."""
     steps: int = 30
     guidance: float = 4.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -123,6 +124,7 @@ def run(config: SampleConfig) -> None:
             known=given.known,
             source_CTHW=given.source_CTHW,
             strength=config.strength,
+            fps=config.fps,
         )
         for number, text_nE in enumerate(encoder.encode(config.all_prompts))
     ]
@@ -137,8 +139,7 @@ def run(config: SampleConfig) -> None:
         ),
         flow=trained.flow,
         null_text=encoder.null_embedding(),
-        tokens_per_pack=count_tokens(requests[0].latent_shape, patch_size),
-        patch_size=patch_size,
+        layout=PackLayout.of(trained, tokens_per_pack=count_tokens(requests[0].latent_shape, patch_size)),
     )
     with torch.inference_mode():
         videos = [to_frames(codec.to_video(latent_CTHW[None].to(device))[0]) for latent_CTHW in latents]

@@ -13,7 +13,7 @@ from model.codec import load_codec
 from model.text import TextEncoder
 from parallel.engine import TrainEngine
 from parallel.runtime import Grid
-from trainer.batch import count_tokens
+from trainer.batch import PackLayout, count_tokens
 from trainer.config import SamplesConfig, TrainConfig
 from trainer.media import SheetBlock, SheetRow, to_frames, write_sheet
 from trainer.metrics import Metrics
@@ -28,8 +28,7 @@ class SampleSet:
     requests: tuple[SampleRequest, ...]
     flow: FlowConfig
     null_text: Tensor
-    patch_size: tuple[int, int, int]
-    tokens_per_pack: int
+    layout: PackLayout
     codec: Path
 
 
@@ -48,7 +47,12 @@ def sample_set(config: TrainConfig, manifest: Manifest, *, multiple: int) -> Sam
     size = (wanted.frames, wanted.height, wanted.width)
     grid = latent_size(size, strides=manifest.identity.strides, patch_size=patch_size)
     requests = tuple(
-        SampleRequest(text_nE=text_nE, latent_shape=(config.model.out_channels, *grid), seed=wanted.seed + number)
+        SampleRequest(
+            text_nE=text_nE,
+            latent_shape=(config.model.out_channels, *grid),
+            seed=wanted.seed + number,
+            fps=wanted.fps or config.data.position_fps,
+        )
         for number, text_nE in enumerate(encoder.encode(wanted.prompts))
     )
     tokens = count_tokens(requests[0].latent_shape, patch_size)
@@ -59,8 +63,7 @@ def sample_set(config: TrainConfig, manifest: Manifest, *, multiple: int) -> Sam
         requests=requests,
         flow=config.flow,
         null_text=encoder.null_embedding(),
-        patch_size=patch_size,
-        tokens_per_pack=-(-together * tokens // multiple) * multiple,
+        layout=PackLayout.of(config, tokens_per_pack=-(-together * tokens // multiple) * multiple),
         codec=Path(config.data.codec),
     )
 
@@ -77,8 +80,7 @@ def write_samples(
             sampler=SamplerConfig(steps=wanted.steps, guidance=Guidance(scale=wanted.guidance)),
             flow=samples.flow,
             null_text=samples.null_text,
-            tokens_per_pack=samples.tokens_per_pack,
-            patch_size=samples.patch_size,
+            layout=samples.layout,
         )
     if not metrics.speaks:
         return

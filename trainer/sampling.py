@@ -16,7 +16,7 @@ from diffusion.noise import draw_noise
 from diffusion.sampler import KnownFrames, euler_sample, sampling_times
 from diffusion.timesteps import FlowConfig, shift_for_tokens
 from model.packed import PackedInputs
-from trainer.batch import Segment, count_tokens, fill_packs, pack_segments, unpack_predictions
+from trainer.batch import PackLayout, Segment, count_tokens, fill_packs, pack_segments, unpack_predictions
 
 Predict = Callable[[list[PackedInputs]], list[Tensor]]
 
@@ -33,6 +33,8 @@ class SampleRequest:
     """Frames that are given, such as the image to animate."""
     source_CTHW: Tensor | None = None
     """A latent to start from instead of noise (video to video)."""
+    fps: float | None = None
+    """Rate the video is made for; needed where temporal positions follow it."""
     strength: float = 1.0
     """Noise level to which the source is taken first: near 0 keeps it, 1 forgets it."""
 
@@ -92,13 +94,12 @@ def sample_videos(
     sampler: SamplerConfig,
     flow: FlowConfig,
     null_text: Tensor,
-    tokens_per_pack: int,
-    patch_size: tuple[int, int, int],
+    layout: PackLayout,
 ) -> list[Tensor]:
     """Normalised latents `[C, T, H, W]` of the requests, float32.
 
-    `predict` maps packs of `tokens_per_pack` tokens to values per token, on whatever ranks. All its calls hold every
-    request's pass with text and, where guidance acts, the one without.
+    `predict` maps packs to values per token, on whatever ranks. All its calls hold every request's pass with text and,
+    where guidance acts, the one without.
     """
     if not requests:
         return []
@@ -106,11 +107,11 @@ def sample_videos(
     def velocity(x: list[Tensor], levels: list[FrameLevels]) -> list[Tensor]:
         guided = [n for n, level in enumerate(levels) if sampler.guidance.needs_null(float(level.time_T.max()))]
         passes = [
-            Segment(x_CTHW=x[n], levels=levels[n], text_nE=text_nE)
+            Segment(x_CTHW=x[n], levels=levels[n], text_nE=text_nE, fps=requests[n].fps)
             for n, text_nE in [(n, request.text_nE) for n, request in enumerate(requests)]
             + [(n, null_text) for n in guided]
         ]
-        speeds = _predict_segments(predict, passes, tokens_per_pack, patch_size)
+        speeds = _predict_segments(predict, passes, layout)
         combined = speeds[: len(requests)]
         for n, null_speed in zip(guided, speeds[len(requests) :], strict=True):
             combined[n] = sampler.guidance.combine(combined[n], null_speed)
@@ -118,24 +119,20 @@ def sample_videos(
 
     times = []
     for request in requests:
-        tokens = count_tokens(request.latent_shape, patch_size)
+        tokens = count_tokens(request.latent_shape, layout.patch_size)
         shift = shift_for_tokens(flow, tokens) if sampler.shift is None else sampler.shift
         times.append(sampling_times(sampler.steps, shift=shift, start=request.start_level))
     start = [request.start() for request in requests]
     return euler_sample(velocity, start, times=times, known=[request.known for request in requests])
 
 
-def _predict_segments(
-    predict: Predict, segments: list[Segment], tokens_per_pack: int, patch_size: tuple[int, int, int]
-) -> list[Tensor]:
+def _predict_segments(predict: Predict, segments: list[Segment], layout: PackLayout) -> list[Tensor]:
     """Velocity `[C, T, H, W]` of each segment, in order, float32 on the CPU."""
-    tokens = [count_tokens(segment.x_CTHW.shape, patch_size) for segment in segments]
-    packs = [[segments[n] for n in group] for group in fill_packs(tokens, tokens_per_pack)]
-    predictions = predict(
-        [pack_segments(pack, tokens_per_pack=tokens_per_pack, patch_size=patch_size) for pack in packs]
-    )
+    tokens = [count_tokens(segment.x_CTHW.shape, layout.patch_size) for segment in segments]
+    packs = [[segments[n] for n in group] for group in fill_packs(tokens, layout.tokens_per_pack)]
+    predictions = predict([pack_segments(pack, layout) for pack in packs])
     return [
         speed
         for pack, prediction_LP in zip(packs, predictions, strict=True)
-        for speed in unpack_predictions(prediction_LP.float().cpu(), pack, patch_size)
+        for speed in unpack_predictions(prediction_LP.float().cpu(), pack, layout.patch_size)
     ]

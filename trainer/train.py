@@ -14,12 +14,13 @@ from omegaconf import DictConfig
 
 from data.curriculum import Curriculum
 from data.mixture import DataSet
+from data.plan import FILE_NAME as PLAN_NAME
 from model.flops import parameter_count
 from parallel.hang import hangs_told
 from parallel.launch import Launch
 from parallel.legality import require_legal
 from parallel.runtime import Grid
-from trainer.build import Run, build_engine, heldout_of, open_shards
+from trainer.build import Run, build_engine, heldout_of, open_shards, plan_config
 from trainer.checkpoint import CheckpointReader, newest_checkpoint
 from trainer.compose import to_dataclass, to_yaml, user_errors
 from trainer.config import TrainConfig, differences, workload
@@ -116,11 +117,19 @@ def run(config: TrainConfig) -> int:
                 samples=samples,
                 metrics=metrics,
             )
+            record_plan(config, shards, metrics)
             seconds = grid.warm_up()
             if grid.world_size > 1:
                 metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
             metrics.exit_code = train(parts, progress, stop)
             return metrics.exit_code
+
+
+def record_plan(config: TrainConfig, shards: DataSet, metrics: Metrics) -> None:
+    """What `python -m data.order` needs."""
+    if metrics.speaks:
+        with metrics.guarded(config.path / PLAN_NAME):
+            plan_config(config).write(config.path, shards=shards.hash)
 
 
 def agree_on_step(grid: Grid, step: int, config: TrainConfig) -> None:

@@ -95,7 +95,10 @@ def train_config(override: str) -> TrainConfig:
     return to_dataclass(TrainConfig, composed("train", override))
 
 
-@pytest.mark.parametrize("override", ["run.steps=7", "run.ema_half_life_fraction=0.5", "schedule.lr=0.5", "seed=3"])
+NUMBERS = ["run.steps=7", "run.ema_half_life_fraction=0.5", "schedule.lr=0.5", "seed=3", "data.position_fps=24.0"]
+
+
+@pytest.mark.parametrize("override", [*NUMBERS, "text.pad_to=512"])
 def test_what_changes_the_numbers_defines_a_run(override):
     changed = differences(train_config("").defining(), train_config(override).defining())
     assert [line.split(":")[0] for line in changed] == [override.split("=")[0]]

@@ -123,6 +123,21 @@ def test_windows_before_damage_are_kept_and_the_rest_is_reported(tmp_path, monke
     assert (report.source_clips, report.windows, report.frames) == (2, 3, 39)
 
 
+@pytest.mark.parametrize("fps", [8.0, None])
+def test_time_stamps_that_lie_break_no_limit(tmp_path, monkeypatch, fps):
+    """A clip foretold as shorter than it is comes smaller, and is not dropped."""
+    write_clip_shards([source("clip", video(frames=40, fps=8))], tmp_path / "clips")
+    config = ClipConfig(fps=fps, max_frames=17, max_tokens=48)
+    honest, _ = read(tmp_path / "clips", config)
+    monkeypatch.setattr(data.decode._Times, "count", lambda times, fps: 5)
+    clips, report = read(tmp_path / "clips", config)
+    assert report.skipped == [] and report.source_clips == 1
+    assert clips.keys() == honest.keys()
+    for key, clip in clips.items():
+        assert torch.equal(clip.frames_T3HW, honest[key].frames_T3HW)
+        assert config.tokens(len(clip.frames_T3HW), *clip.frames_T3HW.shape[2:]) <= 48
+
+
 def test_clips_keep_their_own_rates(tmp_path):
     clips = [
         source("film", video(frames=30, fps=24)),

@@ -143,6 +143,17 @@ def test_max_tokens_holds_for_the_longest_window_of_a_long_clip():
     assert 8 < config.tokens(9, *frames.shape[2:]) <= 24
 
 
+@pytest.mark.parametrize("fps", [8.0, None])
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_a_clip_at_the_limit_keeps_its_size(container, fps):
+    """13 frames of 48 x 64 have 48 tokens: so has a clip of 16 frames, which are cut to 13, but none of 17."""
+    config = ClipConfig(fps=fps, max_frames=17, max_tokens=48)
+    extension = "mp4" if container == "mp4" else "mkv"
+    sizes = {n: decode(video(frames=n, fps=8, container=container), config, extension)[0].shape for n in (13, 16, 17)}
+    assert sizes[13] == sizes[16] == (3, 48, 64)
+    assert config.tokens(17, *sizes[17][1:]) <= 48
+
+
 @pytest.mark.parametrize(
     "media",
     [
@@ -215,6 +226,6 @@ def test_first_frames_cover_a_size_and_what_follows_is_not_decoded(monkeypatch):
     started = decode_first_frames(video(frames=24), (3, 24, 32), fps=8.0, extension="mp4")
     assert [number_of(frame.numpy()) for frame in started] == [0, 3, 6]
     decoded: list[av.VideoFrame] = []
-    monkeypatch.setattr(data.decode, "_checked", lambda frames: (decoded.append(frame) or frame for frame in frames))
+    monkeypatch.setattr(data.decode, "checked", lambda frames: (decoded.append(frame) or frame for frame in frames))
     assert len(decode_first_frames(media, (2, 48, 48), fps=8.0, extension="mp4")) == 2
     assert len(decoded) == 5  # the second tick is known to be frame 3 when frame 4 is seen

@@ -26,7 +26,7 @@ def test_samples_come_back_as_written(tmp_path, dtype):
         assert torch.equal(read.latent_CTHW, written.latent_CTHW.to(kept).float())
         assert read.text.keys() == written.text.keys()
         assert all(torch.equal(read.text[kind], written.text[kind].to(kept).float()) for kind in read.text)
-        assert (read.captions, read.source) == (written.captions, written.source)
+        assert (read.captions, read.source, read.fps) == (written.captions, written.source, written.fps)
         assert read.index == rows[written.key]
 
 
@@ -41,6 +41,7 @@ def test_shards_are_plain_webdataset_tars_by_bucket(tmp_path):
         members = read[written.key]
         assert torch.equal(safetensors.torch.load(members["latent.safetensors"])["latent"], written.latent_CTHW)
         assert json.loads(members["json"])["captions"] == written.captions
+        assert json.loads(members["json"])["fps"] == written.fps
     for row in range(30):
         place = manifest.row(row)
         low, high = (int(part) for part in place["bucket"].split("-")[1:])

@@ -7,6 +7,7 @@ import torch
 
 from data.loader import Loader, RankShare, SampleReader, read_sample
 from data.manifest import Manifest
+from data.mixture import DataSet
 from data.pack import PackPlan, Position
 from tests.data.latent_set import sample, write_latents
 
@@ -17,7 +18,7 @@ def manifest(tmp_path_factory):
 
 
 def plan(manifest):
-    return PackPlan(manifest, seed=3, tokens_per_pack=100, window=25)
+    return PackPlan(DataSet.of(manifest), seed=3, tokens_per_pack=100, window=25)
 
 
 def steps(loader, count):
@@ -35,7 +36,7 @@ def test_a_step_holds_the_planned_packs(manifest):
         planned, position = data_plan.step(position, 4)
         assert [tuple(s.index for s in pack) for pack in step.packs] == [pack.rows for pack in planned]
         assert step.position_after == position
-        assert step.epochs == tuple(pack.epoch for pack in planned)
+        assert step.visits == tuple(pack.visits for pack in planned)
         assert step.keys == tuple(keys(step.packs))
         assert step.video_tokens == sum(s.video_tokens for pack in step.packs for s in pack)
         assert step.token_budget == 400
@@ -54,11 +55,8 @@ def test_the_global_stream_does_not_depend_on_the_ranks(manifest, ranks):
     shares = [RankShare(data_rank=r, data_size=ranks) for r in range(ranks)]
     parts = [steps(Loader(plan(manifest), packs_per_step=4, share=share), 10) for share in shares]
     for number, packs in enumerate(whole):
-        together = [None] * 4
-        for r in range(ranks):
-            together[r::ranks] = keys(parts[r][number].packs)
-            assert list(parts[r][number].keys) == packs
-        assert together == packs
+        assert [key for part in parts for key in keys(part[number].packs)] == packs
+        assert all(list(part[number].keys) == packs for part in parts)
 
 
 def test_a_loader_goes_on_from_any_position_with_other_ranks(manifest):
@@ -126,9 +124,9 @@ def test_a_loader_without_latents_gives_the_same_steps(manifest):
     share = RankShare(latents=False)
     for step, expected in zip(steps(Loader(plan(manifest), packs_per_step=4, share=share), 8), whole, strict=True):
         assert keys(step.packs) == keys(expected.packs)
-        assert (step.position_after, step.epochs, step.video_tokens) == (
+        assert (step.position_after, step.visits, step.video_tokens) == (
             expected.position_after,
-            expected.epochs,
+            expected.visits,
             expected.video_tokens,
         )
         assert all(one.latent_CTHW is None for pack in step.packs for one in pack)
@@ -139,7 +137,7 @@ def damaged(tmp_path, member, *, key="film/clip0007"):
     manifest = write_latents(tmp_path / "set", [sample(i) for i in range(20)])
     row = manifest.keys().index(key)
     place = manifest.row(row)
-    path = manifest.folder / place["shard"]
+    path = Path(manifest.folder) / place["shard"]
     data = bytearray(path.read_bytes())
     data[place[f"{member}_offset"] + place[f"{member}_size"] - 2] ^= 1
     path.write_bytes(data)
@@ -166,8 +164,8 @@ def test_metadata_without_captions_is_an_error_with_shard_and_key(tmp_path, monk
     manifest = write_latents(tmp_path / "set", [sample(0)])
     members = SampleReader._members
 
-    def with_meta(reader, place, where):
-        return members(reader, place, where) | {"json": meta}
+    def with_meta(reader, *where):
+        return members(reader, *where) | {"json": meta}
 
     monkeypatch.setattr(SampleReader, "_members", with_meta)
     with pytest.raises(ValueError, match="000000.tar: sample film/clip0000 cannot be read .*: encode the clips again"):
@@ -176,7 +174,7 @@ def test_metadata_without_captions_is_an_error_with_shard_and_key(tmp_path, monk
 
 def test_an_error_of_the_reading_thread_reaches_the_consumer(tmp_path):
     manifest, _, path = damaged(tmp_path, "latent")
-    loader = Loader(PackPlan(manifest, seed=0, tokens_per_pack=100), packs_per_step=2)
+    loader = Loader(PackPlan(DataSet.of(manifest), seed=0, tokens_per_pack=100), packs_per_step=2)
     with pytest.raises(ValueError, match=f"{path}: sample film/clip0007"):
         steps(loader, 20)
     with pytest.raises(ValueError, match="film/clip0007"):

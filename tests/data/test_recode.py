@@ -8,7 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from data.recode import RecodeConfig, Recoded, Shot, Stretch, recode
+from data.decode import DecodeError
+from data.recode import RecodeConfig, Recoded, Shot, Stretch, recode, small_frames
 from data.scenes import SceneConfig
 
 FPS = 24
@@ -131,3 +132,37 @@ def test_progress_is_told():
     recode(make_video(), [], config=CONFIG, scenes=SceneConfig(), progress=heard.append)
     assert len(heard) == 90
     assert heard[-1] == pytest.approx(90 / FPS)
+
+
+def with_rotation(media: bytes, degrees: int) -> bytes:
+    """The same file, asking players to turn it: the matrix in its track header is another."""
+    cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    plain = b"".join(v.to_bytes(4, "big") for v in (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30))
+    turned = [cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30]
+    at = media.index(plain, media.index(b"tkhd"))
+    return media[:at] + b"".join(v.to_bytes(4, "big", signed=True) for v in turned) + media[at + len(plain) :]
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_sideways_videos_are_turned_upright(degrees: int):
+    """The colours darken from left to right in the file."""
+    _, (clip,) = run(with_rotation(make_video(), degrees), [stretch(0, 0, 30)])
+    frame = decoded(clip)[5].to_ndarray(format="rgb24").astype(float)
+    assert frame.shape == ((72, 128, 3) if degrees == 180 else (128, 72, 3))
+    left, right, top, bottom = frame[:, :9].mean(), frame[:, -9:].mean(), frame[:9].mean(), frame[-9:].mean()
+    dark_end = {90: bottom, 180: left, 270: top}[degrees]
+    assert dark_end == min(left, right, top, bottom)
+
+
+def test_a_file_without_times_or_with_broken_ones_says_so():
+    video = make_video(frames_per_scene=5)
+    with av.open(BytesIO(video)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        for pts, reason in ((None, "no time stamps"), (0, "broken time stamps"), (10**9, "broken time stamps")):
+            frames[7].pts = pts
+            with pytest.raises(DecodeError, match=reason):
+                list(small_frames(stream, iter(frames), CONFIG, SceneConfig()))
+        frames[7].pts = frames[6].pts
+        small = list(small_frames(stream, iter(frames), CONFIG, SceneConfig()))
+        assert len(small) == 14

@@ -156,3 +156,40 @@ def test_the_film_has_the_cuts_that_ffmpeg_finds():
     missed = [time for time in theirs if min(abs(time - start) for start in ours) > 1.5 / 24]
     assert missed == pytest.approx([442.167, 596.417], abs=0.01)  # out of a whip zoom; the film's last, black frame
     assert len(ours) == 131
+
+
+def flashed(pictures: list[np.ndarray], at: int, frames: int, strength: float) -> list[np.ndarray]:
+    """The same pictures with some lit up towards white, all of the way at strength 1."""
+    white = np.array([235, 128, 128], np.float64)[:, None, None]
+    lit = [(p * (1 - strength) + white * strength).astype(np.uint8) for p in pictures[at : at + frames]]
+    return pictures[:at] + lit + pictures[at + frames :]
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.8, 1.0])
+@pytest.mark.parametrize("frames", [1, 2, 3, 4])
+def test_a_flash_is_no_cut_and_its_frames_stay(frames: int, strength: float):
+    pictures = flashed(scene(1, frames=40, pan=1.0), 15, frames, strength)
+    pictures += flashed(scene(2, frames=40, pan=1.0), 20, frames, strength)
+    assert shots_of(pictures) == [(0, 40), (40, 80)]
+
+
+def test_a_long_white_is_no_flash():
+    pictures = flashed(scene(1, frames=40), 15, 8, 1.0)
+    assert shots_of(pictures) == [(0, 15), (23, 40)]
+
+
+def test_a_cut_soon_after_a_flash_is_found():
+    pictures = flashed(scene(1, frames=30), 25, 2, 0.8) + scene(2, frames=30)
+    assert shots_of(pictures) == [(0, 30), (30, 60)]
+
+
+def test_dark_scenes_are_no_black():
+    dark = [
+        [
+            (16 + 0.18 * (p - 16.0) * [[[1]], [[0]], [[0]]] + [[[0]], [[112]], [[112]]]).astype(np.uint8)
+            for p in scene(n, frames=25)
+        ]
+        for n in (1, 2)
+    ]
+    assert [end - start for start, end in shots_of(dark[0])] == [25]
+    assert sum(end - start for start, end in shots_of(dark[0] + dark[1])) == 50

@@ -54,6 +54,8 @@ def test_moving_a_pack_narrows_what_is_learned_from_only() -> None:
     assert moved.position_L3.dtype == moved.row_L.dtype == torch.int64
     assert moved.is_condition_R.dtype == torch.bool
     assert moved.segment_lengths == (4,) and moved.num_tokens == 4
+    between = replace(inputs, position_L3=torch.full((4, 3), 1 / 3, dtype=torch.float64)).to("cpu", torch.bfloat16)
+    assert torch.equal(between.position_L3, torch.full((4, 3), 1 / 3, dtype=torch.float64))
     without = replace(inputs, patch_LP=None).to("cpu", torch.bfloat16)
     assert without.patch_LP is None and without.num_tokens == 4
     assert without.text_KE.dtype == torch.bfloat16

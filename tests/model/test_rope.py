@@ -1,5 +1,7 @@
 """Rotary positions against diffusers' tables and their defining property."""
 
+import cmath
+
 import pytest
 import torch
 
@@ -47,6 +49,31 @@ def test_far_positions_keep_their_precision() -> None:
     rough_L1r = rotation_table(position_L3, 64, torch.bfloat16)
     assert rough_L1r.dtype == torch.complex64
     assert (rough_L1r - rotation_table(position_L3, 64, torch.float64)).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("head_dim", [6, 12, 64, 128])
+@pytest.mark.parametrize("step", [1.0, 0.5, 24 / 29.97, 3.75])
+def test_fractional_times_turn_by_the_formula(head_dim: int, step: float) -> None:
+    """Pair j of an axis of width w turns by place * 10000^(-2j/w), formed here in Python's floats."""
+    grid = (7, 3, 2)
+    table_Lr = rotation_table(patch_positions(grid, step), head_dim, torch.float64)[:, 0]
+    places = [(t * step, h, w) for t in range(7) for h in range(3) for w in range(2)]
+    for place, row_r in zip(places, table_Lr.tolist(), strict=True):
+        expected = [
+            cmath.exp(1j * at * 10000.0 ** (-2 * j / width))
+            for at, width in zip(place, axis_widths(head_dim), strict=True)
+            for j in range(width // 2)
+        ]
+        assert all(abs(x - y) < 1e-13 for x, y in zip(row_r, expected, strict=True))
+    assert (table_Lr - rotation_table(patch_positions(grid, step), head_dim, torch.bfloat16)[:, 0]).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_of_one_frame_turns_as_whole_indices_do_bit_for_bit(dtype: torch.dtype) -> None:
+    whole_L3, stepped_L3 = patch_positions((9, 4, 5)), patch_positions((9, 4, 5), 1.0)
+    assert (whole_L3.dtype, stepped_L3.dtype) == (torch.int64, torch.float64)
+    whole, stepped = (rotation_table(at, 64, dtype) for at in (whole_L3, stepped_L3))
+    assert torch.equal(torch.view_as_real(whole), torch.view_as_real(stepped))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

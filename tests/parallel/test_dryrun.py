@@ -33,7 +33,7 @@ def test_bytes_are_those_that_real_ranks_hold(layouts, name):
         for kind in ("weights", "masters", "moments", "average"):
             assert {rank["held"][kind] for rank in ranks} == {getattr(report.lasting, kind)}, kind
         assert 0 <= max(rank["held"]["rest"] for rank in ranks) - report.lasting.gradients <= SCALARS
-        assert {rank["start"] - report.start for rank in ranks} <= {0, 1}, "a flag of ZeRO-3's"
+        assert all(0 <= rank["start"] - report.start <= SCALARS for rank in ranks), "such as a flag of ZeRO-3"
         stream = TRIAL.tokens_per_pack // dims.stream_shards * CONFIG.dim * dims.dtype.itemsize
         gathered = stream * dims.tensor if dims.shards_sequence else 0
         assert {rank["held"]["gathering"] for rank in ranks} == {gathered}

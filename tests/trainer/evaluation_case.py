@@ -23,7 +23,7 @@ from model.text import TextConfig
 from parallel.dims import ParallelDims
 from parallel.fragments import Piece
 from parallel.optim import AdamWConfig
-from trainer.batch import PackRecipe, build_microbatch
+from trainer.batch import PackLayout, PackRecipe, build_microbatch
 from trainer.checkpoint import write_checkpoint
 from trainer.compose import to_yaml
 from trainer.config import DataConfig, EvaluationConfig, LoopConfig, SamplesConfig, TrainConfig
@@ -60,7 +60,8 @@ def encoded(number: int, source: int, split: str) -> EncodedSample:
         captions={"short": f"clip {number}", "descriptive": f"a line about clip {number}"},
         source=f"film/shot-{source:03d}",
         split=split,  # type: ignore[arg-type]
-        meta={"fps": 8.0},
+        fps=8.0,
+        meta={},
     )
 
 
@@ -155,18 +156,17 @@ def train_dit(case: RunCase, *, steps: int) -> VideoDiT:
     manifest = Manifest.read(case.shards)
     training = manifest.select("train")
     reader = SampleReader(training)
-    samples = [reader.read(row) for row in range(len(training))]
+    samples = [reader.read(int(row)) for row in training.row_numbers]
     reader.close()
     tokens = sum(sample.video_tokens for sample in samples)
     recipe = PackRecipe(
         flow=config.flow,
         seed=0,
-        tokens_per_pack=tokens,
-        patch_size=MODEL.patch_size,
+        layout=PackLayout(tokens_per_pack=tokens, patch_size=MODEL.patch_size),
         null_text=manifest.null_text(),
     )
     for step in range(steps):
-        pack = build_microbatch(samples, recipe, epoch=step)
+        pack = build_microbatch(samples, recipe, visits=[step] * len(samples))
         loss = (dit(pack.inputs) - pack.target_LP).square().mean()
         optimizer.zero_grad()
         loss.backward()

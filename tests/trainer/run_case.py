@@ -95,7 +95,8 @@ def write_inputs(folder, *, bad_text="", bad_latent="", codec_seed=0, samples=10
                     captions={"descriptive": captions[number], "short": "clip"},
                     source=f"shot{number}",
                     split="heldout" if number >= samples - 2 else "train",
-                    meta={"fps": 8.0},
+                    fps=8.0,
+                    meta={},
                 )
             )
             torch.isfinite = finite

@@ -14,16 +14,18 @@ from torch import Tensor
 from data.loader import Sample
 from diffusion.conditions import FrameLevels
 from diffusion.timesteps import FlowConfig
-from model.packed import patchify
+from model.packed import patch_positions, patchify
 from trainer.batch import (
     EvaluationItem,
     Microbatch,
+    PackLayout,
     PackRecipe,
     Segment,
     build_evaluation_microbatch,
     build_microbatch,
     count_tokens,
     fill_packs,
+    pack_segments,
     unpack_predictions,
 )
 
@@ -50,18 +52,21 @@ def make_sample(number: int) -> Sample:
         source=f"film {number}",
         video_tokens=count_tokens(latent_CTHW.shape, PATCH),
         bucket="video",
+        fps=8.0 * (1 + number % 3),
     )
 
 
 def recipe(
-    flow: FlowConfig = CONDITIONED, *, tokens: int = 64, patches: bool = True, targets: bool = True
+    flow: FlowConfig = CONDITIONED, *, tokens: int = 64, patches: bool = True, targets: bool = True, **layout: float
 ) -> PackRecipe:
-    sizes = {"tokens_per_pack": tokens, "patch_size": PATCH}
-    return PackRecipe(flow=flow, seed=3, null_text=NULL_TEXT, patches=patches, targets=targets, **sizes)
+    laid_out = PackLayout(tokens_per_pack=tokens, patch_size=PATCH, **layout)  # type: ignore[arg-type]
+    return PackRecipe(flow=flow, seed=3, layout=laid_out, null_text=NULL_TEXT, patches=patches, targets=targets)
 
 
-def build(samples: list[Sample], flow: FlowConfig = CONDITIONED, *, epoch: int = 0, tokens: int = 64) -> Microbatch:
-    return build_microbatch(samples, recipe(flow, tokens=tokens), epoch=epoch)
+def build(
+    samples: list[Sample], flow: FlowConfig = CONDITIONED, *, epoch: int = 0, tokens: int = 64, **layout: float
+) -> Microbatch:
+    return build_microbatch(samples, recipe(flow, tokens=tokens, **layout), visits=[epoch] * len(samples))
 
 
 def parts(batch: Microbatch) -> dict[str, tuple[Tensor, ...]]:
@@ -183,7 +188,7 @@ def test_a_stage_has_the_parts_it_reads_of_the_whole_microbatch_bit_for_bit(
     for epoch in range(3):
         whole = fields_of(build(samples, flow, epoch=epoch, tokens=tokens))
         parts = recipe(flow, tokens=tokens, patches=patches, targets=targets)
-        part = fields_of(build_microbatch(stage, parts, epoch=epoch))
+        part = fields_of(build_microbatch(stage, parts, visits=[epoch] * len(stage)))
         whole["patch_LP"] = whole["patch_LP"] if patches else None
         whole["target_LP"] = whole["target_LP"] if targets else None
         assert part.keys() == whole.keys() >= {"row_L", "weight_L", "time_R", "text_KE", "segment_lengths"}
@@ -194,7 +199,7 @@ def test_a_stage_has_the_parts_it_reads_of_the_whole_microbatch_bit_for_bit(
 
 def test_noise_is_drawn_only_where_something_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.batch.draw_noise", lambda *_: pytest.fail("noise was drawn"))
-    assert build_microbatch([make_sample(0)], recipe(patches=False, targets=False), epoch=0).weight_L.any()
+    assert build_microbatch([make_sample(0)], recipe(patches=False, targets=False), visits=[0]).weight_L.any()
 
 
 def test_what_is_made_of_latents_needs_them() -> None:
@@ -202,10 +207,74 @@ def test_what_is_made_of_latents_needs_them() -> None:
         build([replace(make_sample(0), latent_CTHW=None)])
 
 
-def evaluation(items: list[EvaluationItem], caption_kind: str | None = "short", tokens: int = 64) -> Microbatch:
-    return build_evaluation_microbatch(
-        items, seed=0, tokens_per_pack=tokens, patch_size=PATCH, null_text=NULL_TEXT, caption_kind=caption_kind
-    )
+def evaluation(
+    items: list[EvaluationItem], caption_kind: str | None = "short", tokens: int = 64, **layout: float
+) -> Microbatch:
+    laid_out = PackLayout(tokens_per_pack=tokens, patch_size=PATCH, **layout)  # type: ignore[arg-type]
+    return build_evaluation_microbatch(items, laid_out, seed=0, null_text=NULL_TEXT, caption_kind=caption_kind)
+
+
+def test_positions_are_whole_unless_a_rate_is_set() -> None:
+    samples = [make_sample(n) for n in range(4)]
+    inputs = build(samples).inputs
+    assert inputs.position_L3.dtype == torch.int64
+    expected = [patch_positions((t, h // 2, w // 2)) for t, h, w in GRIDS]
+    assert torch.equal(inputs.position_L3[:38], torch.cat(expected))
+    assert not inputs.position_L3[38:].any()
+
+
+@pytest.mark.parametrize("position_fps", [8.0, 24.0, 30000 / 1001])
+def test_temporal_positions_follow_the_rate_of_each_sample(position_fps: float) -> None:
+    samples = [make_sample(n) for n in range(4)]
+    whole = build(samples)
+    for patches in (True, False):
+        scaled = build_microbatch(
+            samples, recipe(position_fps=position_fps, patches=patches), visits=[0] * len(samples)
+        )
+        assert scaled.inputs.position_L3.dtype == torch.float64
+        places = zip(*(b.inputs.position_L3.split(b.inputs.segment_lengths) for b in (scaled, whole)), strict=True)
+        for sample, (place_L3, index_L3) in zip(samples, places, strict=False):
+            assert torch.equal(place_L3[:, 1:], index_L3[:, 1:].double())
+            expected_L = index_L3[:, 0].double() * position_fps / sample.fps
+            torch.testing.assert_close(place_L3[:, 0], expected_L, rtol=1e-15, atol=0)
+            if sample.fps == position_fps:
+                assert torch.equal(place_L3, index_L3.double())
+        assert not scaled.inputs.position_L3[38:].any()
+        ours, theirs = fields_of(scaled), fields_of(whole)
+        for name in theirs.keys() - {"position_L3"} - (set() if patches else {"patch_LP"}):
+            same = (
+                torch.equal(ours[name], theirs[name]) if isinstance(ours[name], Tensor) else ours[name] == theirs[name]
+            )
+            assert same, name
+
+
+def test_evaluation_follows_the_rate_too() -> None:
+    sample = make_sample(2)
+    item = EvaluationItem(sample=sample, level=0.3, text_from=make_sample(1))
+    place_L3 = evaluation([item], position_fps=12.0).inputs.position_L3
+    assert torch.equal(place_L3[:10, 0], torch.arange(5).repeat_interleave(2).double() * 0.5)
+
+
+def test_a_segment_without_a_rate_has_no_place_at_a_rate() -> None:
+    layout = PackLayout(tokens_per_pack=18, patch_size=PATCH, position_fps=12.0)
+    with pytest.raises(AssertionError, match="need the sample's rate"):
+        pack_segments([as_segment(make_sample(0))], layout)
+
+
+def test_texts_are_padded_in_the_pack_and_only_there() -> None:
+    """Zeros up to the number asked for, null texts and captions alike; the segment of padding keeps its one token."""
+    samples = [make_sample(n) for n in range(4)]
+    flow = replace(CONDITIONED, caption_dropout=0.4)
+    for epoch in range(4):
+        plain, padded = build(samples, flow, epoch=epoch), build(samples, flow, epoch=epoch, pad_text_to=6)
+        assert padded.inputs.text_lengths == (6, 6, 6, 6, 1)
+        for key, (*rest, text_nE) in parts(padded).items():
+            *plain_rest, valid_nE = parts(plain)[key]
+            assert_same(tuple(rest), tuple(plain_rest))
+            assert torch.equal(text_nE[: len(valid_nE)], valid_nE) and not text_nE[len(valid_nE) :].any()
+    item = EvaluationItem(sample=samples[0], level=0.3, text_from=samples[1])
+    for kind in ("short", None):
+        assert evaluation([item], kind, pad_text_to=6).inputs.text_lengths == (6, 1)
 
 
 def test_evaluation_meets_the_same_noise_with_another_caption() -> None:

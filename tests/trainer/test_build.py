@@ -27,10 +27,10 @@ def with_section(config, section, **changes):
 
 
 def test_only_the_training_split_is_trained_on(config):
-    manifest, plan = open_shards(config)
-    packs, _ = plan.step(Position(), plan.packs_in_epoch())
-    trained = [key for pack in packs for key in plan.manifest.keys(list(pack.rows))]
-    heldout = heldout_of(config, manifest)
+    shards, plan = open_shards(config)
+    packs, _ = plan.step(Position(), plan.plans[0].packs_in_epoch())
+    trained = [key for pack in packs for key in shards.keys(pack.rows)]
+    heldout = heldout_of(config, shards.manifests[0])
     assert sorted(trained) == [f"clip{number}" for number in range(8)]
     assert [sample.key for sample in heldout.samples] == ["clip8", "clip9"]
 
@@ -38,8 +38,9 @@ def test_only_the_training_split_is_trained_on(config):
 def test_the_first_samples_alone_when_asked(config):
     _, plan = open_shards(with_section(config, "data", limit_samples=2))
     packs, _ = plan.step(Position(), 6)
-    assert {key for pack in packs for key in plan.manifest.keys(list(pack.rows))} == set(plan.manifest.keys())
-    assert len(plan.manifest) == 2
+    data = plan.plans[0].data
+    assert {row for pack in packs for row in pack.rows} == set(data.manifests[0].row_numbers)
+    assert len(data) == 2
 
 
 @pytest.mark.parametrize(
@@ -70,9 +71,17 @@ def test_what_is_observed_along_the_way_is_checked_before_the_first_step(config)
 
 def stage_run(config, *, first, last):
     """What a rank of a stage reads from."""
-    manifest, plan = open_shards(config)
+    shards, plan = open_shards(config)
+    manifest = shards.manifests[0]
     grid = SimpleNamespace(data_rank=0, data_size=1, is_first_stage=first, is_last_stage=last)
-    parts = {"config": config, "grid": grid, "manifest": manifest, "plan": plan, "null_text": manifest.null_text()}
+    parts = {
+        "config": config,
+        "grid": grid,
+        "manifest": manifest,
+        "shards": shards,
+        "plan": plan,
+        "null_text": manifest.null_text(),
+    }
     return Run(**parts, engine=None, heldout=None, samples=None, metrics=None)
 
 

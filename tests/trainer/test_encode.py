@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 from data import shards as shard_files
-from data.clips import Clip, read_clips, write_clip_shards
+from data.clips import INDEX_NAME, Clip, read_clips, write_clip_shards
 from data.latents import LatentConfig
 from data.lattice import ClipConfig
 from data.loader import Loader, read_sample
 from data.manifest import Manifest
+from data.mixture import DataSet
 from data.pack import PackPlan
+from data.shards import ShardWriter
 from model.codec import CodecConfig, build_codec, codec_identity, save_codec
 from model.codec_patch import PatchCodecConfig
 from model.text import TextConfig, TextEncoder
@@ -75,9 +78,22 @@ def test_every_clip_is_encoded_as_it_would_be_alone(config):
     assert torch.equal(manifest.null_text(), torch.tensor([[0.0, 1.0]]))
 
 
+def test_clips_may_keep_their_own_rates(config, tmp_path):
+    clips = [source("film", video(frames=24, fps=24)), source("tv", video(frames=50, fps=25))]
+    write_clip_shards(clips, tmp_path / "rates")
+    manifest = run(replace(config, clips=str(tmp_path / "rates"), clip=replace(CLIP, fps=None)))
+    rates = {}
+    for path in Path(config.folder).glob("*/*.tar"):
+        with tarfile.open(path) as tar:
+            for member in (m for m in tar if m.name.endswith(".json")):
+                rates[member.name.removesuffix(".json")] = json.load(tar.extractfile(member))["fps"]
+    assert rates == {"film_w00": 24.0, "film_w01": 24.0, "tv_w00": 25.0, "tv_w01": 25.0, "tv_w02": 25.0}
+    assert sorted(rates) == sorted(manifest.keys())
+
+
 def test_what_is_encoded_can_be_loaded(config):
     manifest = run(config).select("train")
-    with Loader(PackPlan(manifest, seed=0, tokens_per_pack=64), packs_per_step=2) as loader:
+    with Loader(PackPlan(DataSet.of(manifest), seed=0, tokens_per_pack=64), packs_per_step=2) as loader:
         step = next(loader)
     assert all(sum(s.video_tokens for s in pack) <= 64 for pack in step.packs)
 
@@ -176,6 +192,80 @@ def test_an_interruption_leaves_no_folder(config, monkeypatch):
         run(config)
     assert stop.value.code == 130
     assert sorted(path.name for path in Path(config.folder).parent.iterdir()) == ["clips"]
+
+
+def tree(folder):
+    """Every file of a folder and its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def stop_at(batch, monkeypatch, error=KeyboardInterrupt):
+    """Encoders that end with an error on batch number `batch`; returns the list of those encoded."""
+    encoded = []
+
+    def stopping(video_B3THW):
+        if len(encoded) == batch:
+            raise error
+        encoded.append(len(video_B3THW))
+        return pooled(video_B3THW)
+
+    monkeypatch.setattr(encode, "load_encoders", lambda config: replace(ENCODERS, to_latent=stopping))
+    return encoded
+
+
+@pytest.fixture
+def in_parts(config, tmp_path):
+    """Three parts, with a bad clip in the first and a key of the first again in the last."""
+    clips = [source("bad", video()[:1500]), *(source(f"shot{i}", video(frames=24 + 24 * (i % 3))) for i in range(10))]
+    write_clip_shards(clips, tmp_path / "many", clips_per_shard=4)
+    again = ShardWriter(tmp_path / "many", "again.tar")
+    again.write("shot1", {"mp4": clips[2].media, "json": json.dumps(clips[2].meta).encode()})
+    again.close()
+    (tmp_path / "many" / INDEX_NAME).unlink()
+    (tmp_path / "many" / "again.tar").rename(tmp_path / "many" / "clips-000003.tar")
+    return replace(config, clips=str(tmp_path / "many"), clip_shards_per_part=1)
+
+
+@pytest.mark.parametrize("batch", [3, 4, 6, 7])
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(in_parts, tmp_path, monkeypatch, caplog, batch):
+    caplog.set_level("INFO")
+    whole = run(replace(in_parts, folder=str(tmp_path / "whole")))
+    first = stop_at(batch, monkeypatch)
+    with pytest.raises(SystemExit) as stop:
+        run(in_parts)
+    assert stop.value.code == 130 and not Path(in_parts.folder).exists()
+    assert "the finished parts are kept" in caplog.text
+    (Path(f"{in_parts.folder}.partial") / "null_text.safetensors").write_bytes(b"half")
+    second = stop_at(1000, monkeypatch)
+    resumed = run(in_parts)
+    assert resumed.hash == whole.hash
+    ours, theirs = tree(in_parts.folder), tree(tmp_path / "whole")
+    assert ours == theirs and json.loads(ours["report.json"])["skipped_clips"] == 2
+    assert 0 < sum(second) < len(whole) and sum(first) > 0
+    assert not Path(f"{in_parts.folder}.partial").exists()
+
+
+def test_an_error_keeps_the_finished_parts_and_other_inputs_remove_them(in_parts, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    stop_at(4, monkeypatch, RuntimeError("out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(in_parts)
+    assert Path(f"{in_parts.folder}.partial").is_dir()
+    encoded = stop_at(1000, monkeypatch)
+    other = run(replace(in_parts, heldout_fraction=0.5))
+    assert "was begun from other clips, another codec or other settings: it is removed" in caplog.text
+    assert sum(encoded) == len(other)
+
+
+def test_a_kept_shard_that_was_cut_is_refused(in_parts, monkeypatch):
+    stop_at(4, monkeypatch)
+    with pytest.raises(SystemExit):
+        run(in_parts)
+    path = sorted(Path(f"{in_parts.folder}.partial").glob("video*/*.tar"))[0]
+    path.write_bytes(path.read_bytes()[:-512])
+    stop_at(1000, monkeypatch)
+    with pytest.raises(ValueError, match=r"is missing or cut off: delete .*latents.partial to encode from the start"):
+        run(in_parts)
 
 
 def test_a_dry_run_writes_nothing(config, caplog):

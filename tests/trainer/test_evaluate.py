@@ -27,7 +27,7 @@ from tests.trainer.evaluation_case import (
     write_codec,
     write_shards,
 )
-from trainer.batch import Segment, pack_segments
+from trainer.batch import PackLayout, Segment, pack_segments
 from trainer.compose import user_errors
 from trainer.evaluate import EvaluateConfig, open_heldout, run
 from trainer.inference import load_for_inference
@@ -64,7 +64,7 @@ def loss_by_hand(dit: VideoDiT, sample: Sample, level: float, caption: float) ->
         levels=FrameLevels.same(level, sample.latent_CTHW.shape[1]),
         text_nE=torch.full_like(sample.text["descriptive"], caption),
     )
-    pack = pack_segments([segment], tokens_per_pack=sample.video_tokens, patch_size=MODEL.patch_size)
+    pack = pack_segments([segment], PackLayout(tokens_per_pack=sample.video_tokens, patch_size=MODEL.patch_size))
     target_LP = patchify(noise_CTHW - sample.latent_CTHW, MODEL.patch_size)
     with torch.no_grad():
         return float((dit(pack) - target_LP).square().mean())

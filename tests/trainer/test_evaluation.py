@@ -21,7 +21,7 @@ from diffusion.timesteps import stratified_levels
 from model.packed import PackedInputs, patchify
 from tests.trainer.evaluation_case import MODEL, new_dit, write_case, write_shards
 from trainer import evaluation
-from trainer.batch import count_tokens
+from trainer.batch import PackLayout, count_tokens
 from trainer.evaluation import (
     EvaluationSet,
     captions_of_others,
@@ -48,6 +48,7 @@ def sample(number: int, *, grid: tuple[int, int, int] | None = None, scale: floa
         captions={"short": f"caption {number}"},
         source=f"shot {number // 2}",
         video_tokens=count_tokens(latent_CTHW.shape, MODEL.patch_size),
+        fps=8.0,
         bucket="video",
     )
 
@@ -56,8 +57,7 @@ def make_set(samples: list[Sample], *, levels: int = 4, tokens: int = 48) -> Eva
     return EvaluationSet(
         samples=samples,
         levels=tuple(stratified_levels(levels).tolist()),
-        tokens_per_pack=tokens,
-        patch_size=MODEL.patch_size,
+        layout=PackLayout(tokens_per_pack=tokens, patch_size=MODEL.patch_size),
         null_text=torch.zeros(1, TEXT_DIM),
         caption_kind="short",
     )
@@ -134,7 +134,7 @@ def test_noise_is_fixed_per_seed_sample_and_level() -> None:
                 found[item.sample.key, item.level] = part
         return found
 
-    first, again = targets(evaluated), targets(replace(evaluated, tokens_per_pack=20))
+    first, again = targets(evaluated), targets(replace(evaluated, layout=replace(evaluated.layout, tokens_per_pack=20)))
     other = targets(replace(evaluated, seed=1))
     assert len(first) == 2 * 4
     for (key, level), target in first.items():
@@ -321,9 +321,9 @@ def test_heldout_set_is_of_heldout_clips_of_all_sources(tmp_path: Path) -> None:
     manifest, config = Manifest.read(case.shards), case.config()
     some = heldout_set(config, manifest, max_samples=4, levels=8)
     assert some is not None
-    assert [one.source for one in some.samples] == [f"film/shot-{n:03d}" for n in range(4)]
+    assert sorted(one.source for one in some.samples) == [f"film/shot-{n:03d}" for n in range(4)]
     assert some.levels == tuple((np.arange(8) + 0.5) / 8)
-    assert (some.caption_kind, some.tokens_per_pack) == ("descriptive", 48)
+    assert (some.caption_kind, some.layout.tokens_per_pack) == ("descriptive", 48)
     everything = heldout_set(config, manifest, max_samples=100, levels=2)
     assert everything is not None
     assert [one.key for one in everything.samples] == manifest.select("heldout").keys()

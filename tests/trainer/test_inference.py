@@ -11,7 +11,7 @@ from data.manifest import Manifest
 from diffusion.conditions import FrameLevels
 from model.packed import PackedInputs
 from tests.trainer.evaluation_case import MODEL, RunCase, new_dit, save_run, write_case
-from trainer.batch import Segment, pack_segments
+from trainer.batch import PackLayout, Segment, pack_segments
 from trainer.inference import Predictor, load_for_inference
 
 
@@ -118,7 +118,8 @@ def packs(case: RunCase) -> list[PackedInputs]:
         )
         for sample in samples
     ]
-    return [pack_segments([segment], tokens_per_pack=16, patch_size=MODEL.patch_size) for segment in segments]
+    layout = PackLayout(tokens_per_pack=16, patch_size=MODEL.patch_size)
+    return [pack_segments([segment], layout) for segment in segments]
 
 
 def test_a_predictor_says_what_the_model_says_in_its_precision(case: RunCase) -> None:

@@ -17,10 +17,11 @@ from diffusion.timesteps import FlowConfig
 from model.codec_interface import Posterior, VideoCodec
 from model.dit import DiTConfig, VideoDiT
 from model.init import init_weights
+from model.packed import PackedInputs
 from model.text import TextConfig, TextEncoder
 from trainer.compose import to_dataclass
 from trainer.config import SamplesConfig, TrainConfig
-from trainer.inference import TrainedModel
+from trainer.inference import Predictor, TrainedModel
 from trainer.sample import SampleConfig, read_frames, run
 
 SIZE = (9, 32, 48)
@@ -50,7 +51,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     init_weights(dit, seed=0)
     samples = SamplesConfig(frames=SIZE[0], height=SIZE[1], width=SIZE[2], attribution="a film, CC-BY")
     config = SimpleNamespace(
-        model=model, text=TextConfig(), flow=FlowConfig(), samples=samples, data=SimpleNamespace(codec="codec")
+        model=model,
+        text=TextConfig(),
+        flow=FlowConfig(),
+        samples=samples,
+        data=SimpleNamespace(codec="codec", tokens_per_pack=64, position_fps=16.0),
     )
     state: dict[str, Any] = {}
 
@@ -91,6 +96,21 @@ def test_prompts_become_videos_and_sheets(tmp_path: Path) -> None:
     first = (out / names[0]).read_bytes()
     assert (sample(tmp_path / "again", seed=4) / names[0]).read_bytes() == first
     assert (sample(tmp_path / "other", seed=5) / names[0]).read_bytes() != first
+
+
+@pytest.mark.usefixtures("trained")
+def test_videos_lie_in_time_at_the_rate_they_are_made_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    class Watched(Predictor):
+        def __call__(self, inputs: list[PackedInputs]) -> list[Tensor]:
+            steps.extend(float(pack.position_L3[-1, 0]) / 2 for pack in inputs)
+            return super().__call__(inputs)
+
+    monkeypatch.setattr(trainer.sample, "Predictor", Watched)
+    for fps in (16.0, 12.8):
+        sample(tmp_path, fps=fps, guidance=1.0, steps=1)
+    assert steps == [1.0, 1.25]
 
 
 @pytest.mark.usefixtures("trained")

@@ -14,6 +14,7 @@ from diffusion.noise import draw_noise
 from diffusion.sampler import KnownFrames
 from diffusion.timesteps import FlowConfig
 from model.packed import PackedInputs, patchify
+from trainer.batch import PackLayout
 from trainer.sampling import SamplerConfig, SampleRequest, latent_size, sample_videos
 
 PATCH = (1, 2, 2)
@@ -58,15 +59,16 @@ def request(
     return SampleRequest(text_nE=torch.full((3, 4), mean), latent_shape=shape, seed=seed, **given)  # type: ignore[arg-type]
 
 
-def make(field: GaussianField, requests: list[SampleRequest], guidance: Guidance, steps: int = 10) -> list[Tensor]:
+def make(
+    field: GaussianField, requests: list[SampleRequest], guidance: Guidance, steps: int = 10, **layout: float
+) -> list[Tensor]:
     return sample_videos(
         field,
         requests,
         sampler=SamplerConfig(steps=steps, guidance=guidance),
         flow=FlowConfig(base_tokens=4),
         null_text=NULL_TEXT,
-        tokens_per_pack=32,
-        patch_size=PATCH,
+        layout=PackLayout(tokens_per_pack=32, patch_size=PATCH, **layout),  # type: ignore[arg-type]
     )
 
 
@@ -131,6 +133,25 @@ def test_a_given_image_is_clean_in_both_passes_and_in_the_video() -> None:
             assert flags.sum() == 4
             assert (levels[flags] == 0).all()
             assert (levels[~flags] > 0).all()
+
+
+def test_both_passes_lie_at_the_rate_asked_for_with_padded_texts() -> None:
+    field = GaussianField()
+    asked = [request(1.0, fps=16.0), request(2.0, fps=32.0)]
+    make(field, asked, Guidance(scale=3.0), steps=3, position_fps=32.0, pad_text_to=7)
+    for packs in field.calls:
+        steps = []
+        for pack in packs:
+            assert pack.position_L3.dtype == torch.float64
+            assert pack.text_lengths == (7, 7, 1)
+            places = pack.position_L3.split(pack.segment_lengths)[:-1]
+            steps += [float(place_L3[-1, 0]) / 2 for place_L3 in places]
+        assert steps == [2.0, 1.0, 2.0, 1.0]
+    plain, at_rate = (
+        make(GaussianField(), [request(1.0, fps=8.0)], Guidance(scale=3.0), **layout)[0]
+        for layout in ({}, {"position_fps": 8.0, "pad_text_to": 7})
+    )
+    assert torch.equal(plain, at_rate)
 
 
 def test_video_to_video_starts_from_the_source_at_its_strength() -> None:
