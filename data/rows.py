@@ -57,8 +57,8 @@ class Rows:
         self._ends = np.cumsum(groups, dtype=np.int64)
         self._digests: list[dict[str, int]] = []
         self._kept: OrderedDict[tuple[int, str], Column] = OrderedDict()
-        # A loader's thread reads ahead while others look rows up; pyarrow's reader does not stand two at a time.
         self._lock = threading.Lock()
+        """A loader reads ahead in a thread of its own."""
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

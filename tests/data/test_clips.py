@@ -106,7 +106,7 @@ def test_a_long_video_is_never_in_memory_as_a_whole(tmp_path, monkeypatch, fps):
 
 def test_windows_before_damage_are_kept_and_the_rest_is_reported(tmp_path, monkeypatch):
     write_clip_shards([source("long", video(frames=60, fps=8)), source("good", video())], tmp_path / "clips")
-    checked = data.decode._checked
+    checked = data.decode.checked
 
     def damaged(frames):
         for number, frame in enumerate(checked(frames)):
@@ -114,7 +114,7 @@ def test_windows_before_damage_are_kept_and_the_rest_is_reported(tmp_path, monke
                 raise data.decode.DecodeError("damaged frame: number 45 at 5.625 s")
             yield frame
 
-    monkeypatch.setattr(data.decode, "_checked", damaged)
+    monkeypatch.setattr(data.decode, "checked", damaged)
     clips, report = read(tmp_path / "clips")
     assert list(clips) == ["long_w00", "long_w01", "good"]
     assert [str(item) for item in report.skipped] == [
