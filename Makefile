@@ -34,6 +34,8 @@ bench: $(READY)
 	@python -m bench.dit
 	@CUDA_VISIBLE_DEVICES= python -m bench.pipeline
 	@CUDA_VISIBLE_DEVICES= python -m bench.overhead
+	@bash bench/peers.sh .venv-peers $(VENV)/bin/python
+	@CUDA_VISIBLE_DEVICES= python -m bench.data
 
 format: $(READY)
 	ruff format .

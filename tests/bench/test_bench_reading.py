@@ -1,0 +1,50 @@
+"""The reading part of the data benchmark, with our loader alone: it hands out what was written, and prints its rows."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from bench import reading, shelf
+from bench.reader import Read, Tessera
+
+TINY = replace(shelf.DEMO, title="tiny", samples=40, samples_per_shard=8)
+
+
+def test_sources_hand_out_every_sample_and_the_values_that_are_counted(tmp_path):
+    manifest = shelf.write(TINY, tmp_path / "shards")
+    source, seen = Tessera(), {}
+    for batch in source.open(str(tmp_path), source.state_at(str(tmp_path), 3)):
+        seen |= {key: latent.numel() + text.numel() for key, latent, text in batch}
+        if len(seen) == TINY.samples:
+            break
+    source.close()
+    assert set(seen) == set(manifest.keys())
+    assert sum(seen.values()) == shelf.count_values(manifest)
+    pieces = Read().open(str(tmp_path), None)
+    read = sum(next(pieces)[0][1].numel() for _ in manifest.shards)
+    assert read == pytest.approx(shelf.count_values(manifest), abs=len(manifest.shards))
+
+
+def test_reading_prints_rates_starts_and_memory(monkeypatch, capfd):
+    monkeypatch.setattr(reading, "WAN", replace(TINY, title="first"))
+    monkeypatch.setattr(reading, "DEMO", replace(TINY, title="second"))
+    effort = reading.Effort(rounds=2, seconds=0.05, starts=2, steps=20)
+    reading.print_reading([reading.RAW, reading.OURS], effort)
+    printed = capfd.readouterr().out
+    assert re.findall(r"^  (\w+) latents: 40 samples", printed, flags=re.MULTILINE) == ["first", "second"]
+    assert len(re.findall(r"^    Tessera +\d+ samples/s +[\d.]+ GB/s of shards$", printed, flags=re.MULTILINE)) == 2
+    assert (
+        len(re.findall(r"^    read\(\) .* GB/s of shards +Tessera / this [\d.]+ \(", printed, flags=re.MULTILINE)) == 2
+    )
+    assert re.search(r"^    Tessera +[\d.]+ ms / +[\d.]+ ms +[\d.]+ \(", printed, flags=re.MULTILINE)
+    assert len(re.findall(r"steps +[\d.]+ MiB", printed)) == 10
+
+
+def test_loaders_that_disagree_are_told_and_a_missing_environment_too(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match="B hands out another clip1"):
+        reading.require_same({"A": {"clip1": [4.0, 0.5]}, "B": {"clip1": [4.0, 0.25]}})
+    monkeypatch.setattr(reading, "PEERS", tmp_path / "python")
+    monkeypatch.setitem(reading.CONTENDERS, "peer", [str(tmp_path / "python")])
+    with pytest.raises(SystemExit, match=r"bash bench/peers\.sh"):
+        reading.print_reading(["peer"], reading.Effort())
