@@ -1,5 +1,6 @@
 """The rows of a manifest: a Parquet file read by group and column, each verified as it is read."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import IO, Any
@@ -56,6 +57,8 @@ class Rows:
         self._ends = np.cumsum(groups, dtype=np.int64)
         self._digests: list[dict[str, int]] = []
         self._kept: OrderedDict[tuple[int, str], Column] = OrderedDict()
+        self._lock = threading.Lock()
+        """A loader reads ahead in a thread of its own."""
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -70,7 +73,8 @@ class Rows:
         groups = np.searchsorted(self._ends, rows, side="right")
         out: Column | None = None
         for group in np.unique(groups):
-            values = self._group(int(group), name)
+            with self._lock:
+                values = self._group(int(group), name)
             here = groups == group
             first = int(self._ends[group - 1]) if group else 0
             if out is None:
