@@ -9,7 +9,9 @@ import yaml
 from bench import mixture
 from bench.plan import ours, time_plan
 from bench.sampling import Score, Setting, bucket_batches, padded_batches, score, token_packs
+from data.balance import PackCost
 from model.dit import DiTConfig
+from model.flops import cost_coefficients
 
 MODELS = ("wan_1_3b", "wan_14b")
 ROWS = (100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -34,6 +36,7 @@ def scores(model: str, setting: Setting) -> dict[str, Score]:
         budget=setting.budget,
         window=setting.window,
         steps=setting.steps,
+        cost=PackCost(**cost_coefficients(config)),
     )
     budget = setting.budget
     return {

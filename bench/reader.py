@@ -18,6 +18,7 @@ from bench.plan import simulated_plan
 from bench.source import Item, serve
 from data.loader import Loader
 from data.manifest import Manifest
+from data.mixture import DataSet
 from data.pack import PackPlan, Position
 
 CHUNK = 1 << 20
@@ -27,7 +28,7 @@ ORDER_ROWS = 1_000_000
 def open_plan(folder: str) -> PackPlan:
     manifest = Manifest.read(Path(folder, "shards"))
     # Packs of one largest sample: a pack holds a few samples, as in training.
-    return PackPlan(manifest, seed=0, tokens_per_pack=int(manifest.video_tokens.max()))
+    return PackPlan(DataSet.of(manifest), seed=0, tokens_per_pack=int(manifest.column("video_tokens").max()))
 
 
 def open_loader(plan: PackPlan, start: Position | None = None) -> Loader:
@@ -69,7 +70,7 @@ class Read:
         values_a_byte = shelf.count_values(manifest) / shelf.stored_bytes(manifest)
         while True:
             for shard in manifest.shards:
-                file = os.open(manifest.folder / shard.name, os.O_RDONLY)
+                file = os.open(manifest.storage.where(shard.name), os.O_RDONLY)
                 read = 0
                 while block := os.read(file, CHUNK):
                     read += len(block)
@@ -101,7 +102,7 @@ def memory(folder: str, steps: int, lines: int = 5) -> None:
             if step in marks:
                 report("loader", step, started)
     tokens_n = mixture.draw(ORDER_ROWS).tokens_n
-    plan, position = simulated_plan(tokens_n, budget=mixture.LARGEST, window=1024), Position()
+    plan, position = simulated_plan(tokens_n, budget=mixture.LARGEST, window=1024)[0], Position()
     started = time.perf_counter()
     for step in range(1, steps + 1):
         _, position = plan.step(position, 4)

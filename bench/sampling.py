@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.plan import Step
-from data.pack import first_fit
+from data.pack import best_fit
 from model.dit import DiTConfig
 from model.flops import training_flops
 
@@ -48,7 +48,7 @@ def token_packs(tokens_n: np.ndarray, setting: Setting, rng: np.random.Generator
     packs: list[np.ndarray] = []
     while len(packs) < setting.steps * setting.packs_per_step:
         rows, order = order[: setting.window], order[setting.window :]
-        packs += [rows[pack] for pack in first_fit(tokens_n[rows], setting.budget)]
+        packs += [rows[pack] for pack in best_fit(tokens_n[rows], setting.budget)]
     return dealt(packs, setting)
 
 

@@ -44,8 +44,8 @@ def grids(which: LatentSet) -> Iterator[tuple[tuple[int, int, int], int]]:
 
 def count_values(manifest: Manifest) -> int:
     """Numbers stored in latents and texts."""
-    t, h, w = (manifest.table[name].to_numpy().astype(np.int64) for name in ("grid_t", "grid_h", "grid_w"))
-    text = manifest.table["text_tokens"].to_numpy().astype(np.int64) * manifest.identity.text_dim
+    t, h, w = (manifest.column(name).astype(np.int64) for name in ("grid_t", "grid_h", "grid_w"))
+    text = manifest.column("text_tokens").astype(np.int64) * manifest.identity.text_dim
     return int((CHANNELS * t * h * w + text).sum())
 
 
@@ -69,7 +69,8 @@ def write(which: LatentSet, folder: Path) -> Manifest:
                 captions={"caption": f"clip {number}"},
                 source=f"shot{number}",
                 split="train",
-                meta={"fps": 16.0},
+                fps=16.0,
+                meta={},
             )
         )
     writer.finish(

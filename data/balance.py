@@ -38,10 +38,10 @@ class PackCost:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"data.cost={path} cannot be read ({error!r}): make it with trainer.pack_cost") from error
 
-    def of(self, video_tokens: np.ndarray, text_tokens: np.ndarray) -> float:
-        """Of a pack with these samples."""
-        lengths = video_tokens.astype(np.float64)
-        return float(self.linear * lengths.sum() + self.quadratic * (lengths**2).sum() + self.text * text_tokens.sum())
+    def of_samples(self, video_tokens: np.ndarray, text_tokens: np.ndarray) -> np.ndarray:
+        """Of each sample; a pack costs what its samples do."""
+        lengths, text = video_tokens.astype(np.float64), text_tokens.astype(np.float64)
+        return lengths * (self.linear + self.quadratic * lengths) + self.text * text
 
 
 def balanced_order(costs: Sequence[float]) -> list[int]:

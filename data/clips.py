@@ -15,8 +15,10 @@ from webdataset.tariterators import tarfile_samples
 
 from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodedClip, DecodeError, decoded_clip
 from data.lattice import ClipConfig, Window, stream_windows
+from data.member_name import is_pickle
 from data.report import ClipReport
-from data.shards import ShardInfo, ShardWriter, check_key, file_sha256, new_folder, tar_damage, write_bytes
+from data.shards import ShardInfo, ShardWriter, check_key, file_sha256, new_folder, write_bytes
+from data.tar_scan import tar_problems
 
 INDEX_NAME = "clips.json"
 """Written beside the shards: bytes, sha256 and count of each, so that a lost or damaged one is noticed."""
@@ -86,6 +88,7 @@ class ClipShardWriter:
         if self._open is None:
             self._open = ShardWriter(self._folder, f"{self._prefix}-{len(self._shards):06d}.tar")
         meta = clip.meta | {"crc32": crc32(clip.media)}
+        meta |= {"meta_crc32": _meta_crc32(meta)}
         self._open.write(clip.key, {clip.extension: clip.media, "json": json.dumps(meta).encode()})
         if self._open.count >= self._clips_per_shard:
             self.close()
@@ -114,6 +117,11 @@ def _check_source(clip: ClipSource, seen: set[str]) -> None:
     if problem:
         raise ValueError(f"clip {clip.key}: {problem}")
     seen.add(clip.key)
+
+
+def _meta_crc32(meta: dict[str, Any]) -> int:
+    """Of KEY.json without this number itself."""
+    return crc32(json.dumps({name: value for name, value in meta.items() if name != "meta_crc32"}).encode())
 
 
 def _meta_problem(meta: Any) -> str | None:
@@ -197,19 +205,30 @@ def read_clips(
     index = _read_index(Path(folder))
     seen = seen if seen is not None else set()
     for path in shards if shards is not None else clip_shards(folder):
-        damage = tar_damage(path)
-        if damage:
-            report.skip(shard=path.name, key="", reason=damage)
+        told = len(report.skipped)
+        damage = tar_problems(path)
+        for reason in damage:
+            report.skip(shard=path.name, key="", reason=reason)
         count = 0
-        for sample in _samples(path, report, damaged=damage is not None):
+        for sample in _samples(path, report, damaged=bool(damage)):
             count += 1
             try:
                 yield from _windows(sample, path.name, config, report, seen)
             except DecodeError as error:
                 report.skip(shard=path.name, key=sample["__key__"], reason=str(error))
-        if index is not None and count != index[path.name].count and not damage:
-            reason = f"wrong count: {count} clips, but {index[path.name].count} in {INDEX_NAME}"
-            report.skip(shard=path.name, key="", reason=reason)
+        is_told = damage or any(item.reason.startswith("wrong checksum") for item in report.skipped[told:])
+        if index is not None and not is_told:
+            _compare(path, count, index[path.name], report)
+
+
+def _compare(path: Path, count: int, written: ShardInfo, report: ClipReport) -> None:
+    """Tell of a shard that is not the one that was written."""
+    if count != written.count:
+        reason = f"wrong count: {count} clips, but {written.count} in {INDEX_NAME}"
+        report.skip(shard=path.name, key="", reason=reason)
+    elif file_sha256(path) != written.sha256:
+        reason = f"wrong checksum: the shard is not the one that {INDEX_NAME} names, though its clips can be read"
+        report.skip(shard=path.name, key="", reason=reason)
 
 
 def _samples(path: Path, report: ClipReport, *, damaged: bool) -> Iterator[dict[str, Any]]:
@@ -237,11 +256,17 @@ def _windows(
         raise DecodeError("duplicate key: a clip of this name was read before")
     seen.add(key)
     extension, meta = _media_and_meta(sample)
-    number = used = 0
+    clip = ClipSource(key=key, media=sample[extension], extension=extension, meta=meta)
+    yield from windows_of(clip, shard=shard, config=config, report=report)
+
+
+def windows_of(source: ClipSource, *, shard: str, config: ClipConfig, report: ClipReport) -> Iterator[Clip]:
+    """All windows of one clip; raises DecodeError where the clip, or the rest of it, is no good."""
+    key, number, used = source.key, 0, 0
     try:
-        for decoded, window in _streamed(sample[extension], config, extension=extension):
+        for decoded, window in _streamed(source.media, config, extension=source.extension):
             name = key if window.is_only else f"{key}_w{number:02d}"
-            clip = _clip(name, decoded, window, meta=meta, shard=shard)
+            clip = _clip(name, decoded, window, meta=source.meta, shard=shard)
             report.source_clips += number == 0
             report.windows += 1
             report.images += clip.modality == "image"
@@ -286,6 +311,9 @@ def _too_short(decoded: DecodedClip, config: ClipConfig) -> str:
 
 def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The extension of the one media member, and the parsed json."""
+    pickles = [name for name in sample if is_pickle(name)]
+    if pickles:
+        raise DecodeError(f"pickle member: reading .{pickles[0]} may run code in it")
     media = [name for name in sample if name in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS]
     if len(media) != 1:
         members = ", ".join(name for name in sample if not name.startswith("__"))
@@ -294,11 +322,13 @@ def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         raise DecodeError("no json: captions and source are missing")
     try:
         meta = json.loads(sample["json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DecodeError(f"bad json: {error}") from error
     problem = _meta_problem(meta)
     if problem:
         raise DecodeError(problem)
+    if "meta_crc32" in meta and meta["meta_crc32"] != _meta_crc32(meta):
+        raise DecodeError("wrong checksum: the json is not the one that was written")
     if "crc32" in meta and meta["crc32"] != crc32(sample[media[0]]):
         raise DecodeError("wrong checksum: the bytes are not those that were written")
     return media[0], meta

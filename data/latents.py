@@ -1,6 +1,7 @@
 """Latent shards: one folder per token bucket, written as a whole with their manifest."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,7 +103,7 @@ class LatentWriter:
         row: dict[str, Any] = {"key": sample.key, "shard": writer.name, "source": sample.source, "split": sample.split}
         row |= {"video_tokens": tokens, "text_tokens": max(len(text) for text in sample.text.values())}
         row |= dict(zip(("grid_t", "grid_h", "grid_w"), sample.latent_CTHW.shape[1:], strict=True))
-        row |= {"fps": sample.fps, "modality": modality, "bucket": bucket} | _places(places)
+        row |= {"fps": sample.fps, "modality": modality, "bucket": bucket} | place_columns(places)
         for name, column in self._columns.items():
             column.append(row[name])
         if writer.count >= self.config.samples_per_shard:
@@ -192,7 +193,8 @@ def video_tokens(latent_CTHW: Tensor, patch_size: tuple[int, int, int]) -> int:
     return grid.numel() // (patch_size[0] * patch_size[1] * patch_size[2])
 
 
-def _places(places: dict[str, Member]) -> dict[str, int]:
+def place_columns(places: Mapping[str, Member]) -> dict[str, int]:
+    """Columns of a manifest's row that say where a sample's members lie; `places` is by extension."""
     row: dict[str, int] = {}
     for member, extension in MEMBERS.items():
         place = places[extension]

@@ -128,16 +128,25 @@ class PackPlan:
             rows, visits, tokens = rows[kept], visits[kept], tokens[kept]
         text = self.data.column("text_tokens", rows)
         packs = best_fit(tokens, self.tokens_per_pack)
-        shuffled = keyed_permutation(len(packs), "packs", self.seed, self._identity, epoch, window)
+        if not packs:  # samples of small weight may all stay away
+            return []
+        shuffled = keyed_permutation(len(packs), "packs", self.seed, self._identity, epoch, window).tolist()
+        ends = np.cumsum([len(packs[number]) for number in shuffled]).tolist()
+        # All packs at once: numpy is slow on many small arrays.
+        items = np.array([item for number in shuffled for item in packs[number]], dtype=np.int64)
+        starts = [0, *ends[:-1]]
+        all_rows, all_visits = rows[items].tolist(), visits[items].tolist()
+        sums = np.add.reduceat(tokens[items], starts, dtype=np.int64).tolist()
+        costs = np.add.reduceat(self.cost.of_samples(tokens, text)[items], starts).tolist()
         return [
             PlannedPack(
                 epoch=epoch,
-                rows=tuple(rows[items].tolist()),
-                visits=tuple(visits[items].tolist()),
-                video_tokens=int(tokens[items].sum()),
-                cost=self.cost.of(tokens[items], text[items]),
+                rows=tuple(all_rows[start:end]),
+                visits=tuple(all_visits[start:end]),
+                video_tokens=video_tokens,
+                cost=cost,
             )
-            for items in (packs[number] for number in shuffled)
+            for start, end, video_tokens, cost in zip(starts, ends, sums, costs, strict=True)
         ]
 
     def packs_in_epoch(self, epoch: int = 0) -> int:

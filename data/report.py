@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from data.problems import printable
+
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
@@ -14,7 +16,7 @@ class Skipped:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.shard}: {self.key or '(rest of the shard)'}: {self.reason}"
+        return printable(f"{self.shard}: {self.key or '(rest of the shard)'}: {self.reason}")
 
 
 @dataclass

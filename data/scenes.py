@@ -31,7 +31,7 @@ class SceneConfig:
     min_jump: float = 0.1
     min_ratio: float = 3.8
     ratio_floor: float = 0.01
-    blank_luma_std: float = 1.5
+    blank_luma_std: float = 2.0
     max_flash_return: float = 0.4
     """What before and after a flash may still differ by, as a share of its jump."""
 

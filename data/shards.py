@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import shutil
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -186,32 +185,3 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(_HASH_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def tar_damage(path: Path) -> str | None:
-    """What is wrong with the structure of a tar, or None.
-
-    A streaming reader takes a broken or missing header for the end of the archive and says nothing; here whatever
-    follows the last readable member must be the end marker and zeros. Damage inside a payload needs a checksum.
-    """
-    if path.stat().st_size == 0:
-        return "empty file"
-    count = 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                count += 1
-                if not member.isreg() and not member.isdir():
-                    return f"member {member.name!r} is not a plain file"
-            end = tar.offset
-    except tarfile.ReadError as error:
-        return f"broken tar: {error} after {count} members"
-    if path.stat().st_size - end < 2 * _BLOCK or not _is_zero_from(path, end):
-        return f"broken tar: no end marker after {count} members, so the rest is cut off or unreadable"
-    return None if count else "empty tar"
-
-
-def _is_zero_from(path: Path, start: int) -> bool:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return not any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(_HASH_CHUNK), b""))

@@ -41,6 +41,14 @@ class Storage:
         listed = {path: int(entry["size"]) for path, entry in found.items()}
         return {name: listed.get(self._path(name)) for name in names}
 
+    def names(self, extension: str) -> list[str]:
+        """Files with this extension under the root, in whatever folder, sorted."""
+        if self._remote is None:
+            root = Path(self.root)
+            return sorted(str(path.relative_to(root)) for path in root.rglob(f"*.{extension}") if path.is_file())
+        base = len(self._base) + 1
+        return sorted(path[base:] for path in self._remote.find(self._base) if path.endswith(f".{extension}"))
+
     def open(self, name: str) -> IO[bytes]:
         """The file for reading; it can seek."""
         if self._remote is None:

@@ -12,6 +12,7 @@ from bench import mixture
 from bench.plan import ours, time_plan
 from bench.planning import model_config, scores
 from bench.sampling import Setting, bucket_batches, padded_batches, score, token_packs
+from data.balance import PackCost
 
 SMALL = Setting(ranks=4, packs_per_rank=2, window=256, steps=3)
 
@@ -43,7 +44,7 @@ def test_every_way_keeps_its_budget_and_uses_no_sample_twice():
     rng = np.random.default_rng(0)
     setting = {"ranks": 4, "packs_per_rank": 2, "budget": 32_760, "window": 256, "steps": 3}
     ways = {
-        "ours": ours(tokens_n, **setting),
+        "ours": ours(tokens_n, **setting, cost=PackCost(linear=1.0, quadratic=1e-5)),
         "packs": token_packs(tokens_n, SMALL, rng),
         "buckets": bucket_batches(tokens_n, SMALL, rng),
         "padded": padded_batches(tokens_n, SMALL, rng),

@@ -49,9 +49,15 @@ def test_imbalance_is_the_worst_over_the_mean():
 
 def test_cost_is_linear_in_tokens_and_in_their_squares():
     cost = PackCost(linear=2.0, quadratic=0.5, text=3.0)
-    assert cost.of(np.array([4, 6]), np.array([1, 2])) == 2 * 10 + 0.5 * (16 + 36) + 3 * 3
+    assert cost.of_samples(np.array([4, 6]), np.array([1, 2])).tolist() == [2 * 4 + 0.5 * 16 + 3, 2 * 6 + 0.5 * 36 + 6]
     with pytest.raises(ValueError, match="0 or more, not all 0"):
         PackCost(linear=0.0)
+
+
+def test_costs_of_large_models_are_no_int32():
+    cost = PackCost(linear=23_908_843_520, quadratic=819_200, text=4_288_675_840)
+    tokens = np.array([32_760], dtype=np.int32)
+    assert cost.of_samples(tokens, tokens)[0] == pytest.approx(32_760 * (28_197_519_360 + 819_200 * 32_760))
 
 
 def test_cost_is_read_from_a_file(tmp_path):

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,17 @@ def test_missing_and_short_shards_are_named_when_the_set_is_opened(manifest):
     path.unlink()
     with pytest.raises(ValueError, match=f"{path} is missing"):
         Manifest.read(manifest.folder)
+
+
+def test_rows_are_read_by_several_threads_at_once(tmp_path):
+    manifest = write_latents(tmp_path / "set", [sample(i) for i in range(40)])
+    names = ["key", "video_tokens", "shard", "fps", "text_tokens", "latent_offset", "json_size", "bucket"]
+    expected = {name: manifest.column(name).tolist() for name in names}
+
+    def read(name):
+        return manifest.column(name).tolist()
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(40):
+            manifest.rows._kept.clear()
+            assert dict(zip(names, pool.map(read, names))) == expected

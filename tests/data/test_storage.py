@@ -23,6 +23,11 @@ def test_ranges_are_read(storage):
     assert storage.read("b/c.tar", 1) == b"yz"
 
 
+def test_files_are_listed_by_extension(storage):
+    assert storage.names("tar") == ["a.tar", "b/c.tar"]
+    assert storage.names("txt") == []
+
+
 def test_sizes_are_told_and_what_is_missing(storage):
     assert storage.sizes(["a.tar", "b/c.tar", "d.tar"]) == {"a.tar": 10, "b/c.tar": 3, "d.tar": None}
     assert storage.sizes(["d.tar"]) == {"d.tar": None}

@@ -47,7 +47,7 @@ def test_a_fit_is_stored_for_a_run(tmp_path):
     described, cost = json.loads(path.read_text()), PackCost.read(path)
     assert described["device"] in ("cpu", "cuda") and cost.linear + cost.quadratic > 0
     # Seconds of a pack, to the order of magnitude.
-    assert 1e-4 < cost.of(np.array([512]), np.array([8])) < 1
+    assert 1e-4 < float(cost.of_samples(np.array([512]), np.array([8]))[0]) < 1
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(commands, inputs, layout, 
         f"run small in dry: {STEPS} steps",
         f"layout: {split[ranks]} x 1 data, ZeRO-1, fp32, {ranks} in all",
         "model: 21,504 parameters, 6,880 of them in the 2 blocks",
-        "data: 8 training samples of 10, 58 tokens an epoch",
+        "data: 8 training samples of 10, 58 tokens",
         "step: 2 packs of 16 tokens",
     ]
     assert ended.others == ""

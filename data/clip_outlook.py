@@ -1,0 +1,119 @@
+"""What clips will become when they are encoded: windows, sizes and tokens of each, and why others are dropped."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.clips import INDEX_NAME, Clip, ClipSource, clip_shards, count_clips, read_clips, windows_of
+from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodeError
+from data.latents import bucket_of
+from data.lattice import ClipConfig
+from data.manifest import BucketSize
+from data.report import ClipReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fate:
+    """One window of a clip as a codec will take it."""
+
+    key: str
+    shard: str
+    native_height: int
+    native_width: int
+    frames: int
+    height: int
+    width: int
+    fps: float
+    tokens: int
+    bucket: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.shard}: {self.key}: {self.native_width} x {self.native_height} -> {self.frames} frames of "
+            f"{self.width} x {self.height} at {self.fps:g} fps, {self.tokens} tokens, {self.bucket}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFolder:
+    """Clip shards, or media as they are, and what else lies there."""
+
+    folder: Path
+    shards: tuple[Path, ...]
+    media: tuple[Path, ...]
+    """Videos and images outside of tars; looked at only where there are no shards."""
+    others: Counter[str]
+    """Extensions of files that are neither, and how many."""
+
+    @classmethod
+    def of(cls, path: Path) -> "ClipFolder":
+        """A folder, or a single video or image. ValueError where there is nothing to look at."""
+        if not path.exists():
+            raise ValueError(f"{path} is not there: give a folder of clip shards, of media or of latent shards")
+        if path.is_file() and _extension(path) not in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS:
+            raise ValueError(f"{path} is no video or image ({', '.join(VIDEO_EXTENSIONS + IMAGE_EXTENSIONS)})")
+        if path.is_dir() and ((path / INDEX_NAME).is_file() or any(path.glob("*.tar"))):
+            return cls(folder=path, shards=tuple(clip_shards(path)), media=(), others=Counter())
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        media = tuple(file for file in files if _extension(file) in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS)
+        if not media:
+            raise ValueError(
+                f"{path} holds no manifest, no shards (*.tar) and no videos or images: is it the right folder?"
+            )
+        others = Counter(_extension(file) for file in files if file not in set(media))
+        return cls(folder=path, shards=(), media=media, others=others)
+
+    def __len__(self) -> int:
+        """Clips there are, as far as that is known; 0 where it is not."""
+        return len(self.media) or count_clips(self.folder) or 0
+
+    def fates(self, config: ClipConfig, report: ClipReport) -> Iterator[Fate]:
+        """What every clip becomes. What is dropped is in the report."""
+        clips = read_clips(self.folder, config, report) if self.shards else self._media_clips(config, report)
+        for clip in clips:
+            frames, _, height, width = clip.frames_T3HW.shape
+            tokens = config.tokens(frames, height, width)
+            yield Fate(
+                key=clip.key,
+                shard=clip.shard,
+                native_height=clip.native_height,
+                native_width=clip.native_width,
+                frames=frames,
+                height=height,
+                width=width,
+                fps=clip.fps,
+                tokens=tokens,
+                bucket=bucket_of(tokens, clip.modality),
+            )
+
+    def _media_clips(self, config: ClipConfig, report: ClipReport) -> Iterator[Clip]:
+        for path in self.media:
+            name = str(path.relative_to(self.folder)) if path != self.folder else path.name
+            key = str(Path(name).with_suffix(""))
+            try:
+                meta = {"captions": {}, "source": name}
+                source = ClipSource(key=key, media=path.read_bytes(), extension=_extension(path), meta=meta)
+                yield from windows_of(source, shard=name, config=config, report=report)
+            except DecodeError as error:
+                report.skip(shard=name, key=key, reason=str(error))
+            except OSError as error:
+                report.skip(shard=name, key=key, reason=f"cannot be read: {error.strerror}")
+
+
+def bucket_sizes(fates: list[Fate]) -> dict[str, BucketSize]:
+    """Buckets by name; bytes are not known before encoding."""
+    samples = Counter(fate.bucket for fate in fates)
+    tokens: Counter[str] = Counter()
+    shards: dict[str, set[str]] = {}
+    for fate in fates:
+        tokens[fate.bucket] += fate.tokens
+        shards.setdefault(fate.bucket, set()).add(fate.shard)
+    return {
+        name: BucketSize(samples=samples[name], tokens=tokens[name], shards=len(shards[name]), bytes=0)
+        for name in sorted(samples)
+    }
+
+
+def _extension(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
