@@ -16,7 +16,7 @@ import torch
 from bench import mixture, shelf
 from bench.plan import simulated_plan
 from bench.source import Item, serve
-from data.loader import Loader
+from data.loader import Loader, ReadAhead
 from data.manifest import Manifest
 from data.mixture import DataSet
 from data.pack import PackPlan, Position
@@ -32,8 +32,8 @@ def open_plan(folder: str) -> PackPlan:
 
 
 def open_loader(plan: PackPlan, start: Position | None = None) -> Loader:
-    """The only place that knows how to make our loader. Nothing is kept between steps, so that all is read."""
-    return Loader(plan, start=start, packs_per_step=1, cache_bytes=0)
+    """The only place that knows how to make our loader. A step here is one small pack, so many are read ahead."""
+    return Loader(plan, start=start, packs_per_step=1, ahead=ReadAhead(steps=64))
 
 
 class Tessera:
@@ -59,7 +59,7 @@ class Tessera:
 
 
 def _items(pack: Any) -> list[Item]:
-    return [(sample.key, sample.latent_CTHW, next(iter(sample.text.values()))) for sample in pack]
+    return [(sample.key, sample.latent_CTHW.float(), next(iter(sample.text.values())).float()) for sample in pack]
 
 
 class Read:
