@@ -1,0 +1,5 @@
+import signal
+
+# A shell's background job is started with Ctrl-C ignored, and so is all that it starts: tests that interrupt would wait.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
