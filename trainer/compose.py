@@ -43,7 +43,7 @@ def to_dataclass(kind: type[T], config: DictConfig | dict[str, Any]) -> T:
     except dacite.WrongTypeError as error:
         given = functools.reduce(lambda group, key: group[key], str(error.field_path).split("."), values)
         raise ValueError(
-            f"config: {error.field_path}={_in_yaml(given)} must be {_in_words(error.field_type)}"
+            f"config: {error.field_path}={_in_yaml(given)} must be {in_words(error.field_type)}"
         ) from error
     except dacite.DaciteError as error:
         raise ValueError(f"config: {error}") from error
@@ -86,20 +86,20 @@ def _in_yaml(value: Any) -> str:
     return yaml.safe_dump(_tuples_to_lists(value), default_flow_style=True, width=1000).removesuffix("...\n").strip()
 
 
-def _in_words(kind: Any) -> str:
+def in_words(kind: Any) -> str:
     """What a value of this type looks like to a user."""
     parts = get_args(kind)
     match get_origin(kind):
         case origin if origin in (Union, UnionType):
-            return " or ".join(_in_words(part) for part in parts)
+            return " or ".join(in_words(part) for part in parts)
         case origin if origin is Literal:
             return "one of " + ", ".join(map(str, parts))
         case origin if origin is tuple and parts[-1] is Ellipsis:
-            return f"a list in brackets, each item {_in_words(parts[0])}"
+            return f"a list in brackets, each item {in_words(parts[0])}"
         case origin if origin is dict:
-            return f"a group in braces, each value {_in_words(parts[1])}"
+            return f"a group in braces, each value {in_words(parts[1])}"
         case origin if origin is tuple:
-            return f"a list of {len(parts)} in brackets, each item {_in_words(parts[0])}"
+            return f"a list of {len(parts)} in brackets, each item {in_words(parts[0])}"
     if is_dataclass(kind):
         return "a group of settings"
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
