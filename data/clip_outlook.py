@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.clips import INDEX_NAME, Clip, ClipSource, clip_shards, count_clips, read_clips, windows_of
 from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodeError
+from data.ingest_plan import key_of
 from data.latents import bucket_of
 from data.lattice import ClipConfig
 from data.manifest import BucketSize
@@ -90,7 +91,7 @@ class ClipFolder:
     def _media_clips(self, config: ClipConfig, report: ClipReport) -> Iterator[Clip]:
         for path in self.media:
             name = str(path.relative_to(self.folder)) if path != self.folder else path.name
-            key = str(Path(name).with_suffix(""))
+            key = key_of(name)
             try:
                 meta = {"captions": {}, "source": name}
                 source = ClipSource(key=key, media=path.read_bytes(), extension=_extension(path), meta=meta)
