@@ -2,12 +2,12 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.clips import ClipShardWriter, ClipSource
+from data.clips import ClipShardWriter
 from data.decode import IMAGE_EXTENSIONS
 from data.ingest_media import SHORT_PIECES, clips_of
 from data.ingest_plan import IngestConfig, Part, Problem
@@ -54,16 +54,9 @@ def _record_path(folder: Path, number: int) -> Path:
 
 
 def make_part(
-    part: Part,
-    config: IngestConfig,
-    folder: Path,
-    *,
-    begins: Callable[[int], None],
-    made: Callable[[ClipSource], None],
-    crashed: Mapping[int, str],
-    strict: bool = False,
-) -> PartRecord:
-    """Work all files of a part; `begins` hears the index of each file, `made` each clip.
+    part: Part, config: IngestConfig, folder: Path, *, crashed: Mapping[int, str], strict: bool = False
+) -> Iterator[tuple[int, int] | PartRecord]:
+    """Work all files of a part; gives (index of the file at hand, clips so far) on the way, and at last the record.
 
     Files in `crashed` are left out for the reason given there. Raises ValueError at the first problem if `strict`.
     """
@@ -78,7 +71,7 @@ def make_part(
     writer = ClipShardWriter(folder, clips_per_shard=config.clips_per_shard, prefix=prefix)
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as scratch:
         for index, file in enumerate(part.files):
-            begins(index)
+            yield index, clips
             if index in crashed:
                 problems.append(Problem(path=file.path, reason=crashed[index]))
             before = clips
@@ -88,7 +81,7 @@ def make_part(
                 clips += 1
                 images += clip.extension in IMAGE_EXTENSIONS
                 video_s += clip.meta["end_s"] - clip.meta["start_s"]
-                made(clip)
+                yield index, clips
             used += clips > before
             if strict:
                 refuse_problems(problems)
@@ -103,7 +96,7 @@ def make_part(
         problems=tuple(problems),
     )
     write_whole(record_path, json.dumps(asdict(record), indent=1).encode())
-    return record
+    yield record
 
 
 def refuse_problems(problems: Iterable[Problem]) -> None:

@@ -1,7 +1,6 @@
 """One part: its shards and record stand together or not at all."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,17 +22,10 @@ def part_of(folder: Path) -> Part:
 
 def make(part: Part, out: Path, crashed: dict[int, str] | None = None, *, strict: bool = False) -> PartRecord:
     (out / "parts").mkdir(parents=True, exist_ok=True)
-    heard: Counter[str] = Counter()
-    record = make_part(
-        part,
-        CONFIG,
-        out,
-        begins=lambda index: heard.update(["files"]),
-        made=lambda clip: heard.update(["clips"]),
-        crashed=crashed or {},
-        strict=strict,
-    )
-    assert heard == {"files": record.files, "clips": record.clips}
+    *heard, record = make_part(part, CONFIG, out, crashed=crashed or {}, strict=strict)
+    assert sorted({index for index, _ in heard}) == list(range(record.files))
+    assert len(heard) == record.files + record.clips
+    assert [clips for _, clips in heard] == sorted(clips for _, clips in heard)
     return record
 
 

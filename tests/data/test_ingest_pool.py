@@ -10,7 +10,7 @@ from data.ingest_plan import IngestConfig, Plan, make_plan
 from data.ingest_pool import PoolConfig, work_parts
 from data.ingest_progress import IngestProgress
 from data.listing import Columns, read_listing
-from tests.data.films import film, put, serve_and_die
+from tests.data.films import film, put, make_and_die
 
 CONFIG = IngestConfig(files_per_part=2)
 
@@ -38,7 +38,7 @@ def test_all_parts_come_back(tmp_path: Path):
 
 
 def test_a_file_that_kills_its_worker_twice_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(data.ingest_pool, "_serve", serve_and_die)
+    monkeypatch.setattr(data.ingest_pool, "make_part", make_and_die)
     plan = plan_of(tmp_path / "in", ["a.mp4", "b_deadly.mp4", "c_deadly.mp4", "d_deadly.mp4", "e.mp4"])
     records = work(plan, tmp_path / "out")
     assert {number: record.files_used for number, record in records.items()} == {0: 1, 1: 2, 2: 0}
