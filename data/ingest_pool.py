@@ -1,14 +1,15 @@
 """Parts of an ingest worked side by side; a process that dies is found, with the file it died on."""
 
+import time
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.ingest_part import PartRecord, make_part
-from data.ingest_plan import IngestConfig, Part
-from data.ingest_progress import IngestProgress
+from data.ingest_plan import IngestConfig, Part, Plan
 from data.processes import Crew, Died
+from data.progress import Progress
 
 _TICK_S = 0.5
 _CRASHED = "crashed: the process that decoded it died, twice"
@@ -24,6 +25,48 @@ class PoolConfig:
     folder: Path
     workers: int
     strict: bool = False
+
+
+class IngestProgress(Progress):
+    """Counts files and clips; time left goes by bytes where the sizes of all files are known, else by files."""
+
+    columns = ("{task.fields[line]}",)
+
+    def __init__(self, plan: Plan, standing: dict[int, PartRecord]) -> None:
+        super().__init__("", plan.files, "file")
+        self._by_bytes = all(file.bytes is not None for part in plan.parts for file in part.files)
+        self._amount_total = sum(self._amount(part, len(part.files)) for part in plan.parts)
+        self._heard: dict[int, tuple[float, int, int]] = {}
+        """Part -> amount done, files done and clips made in it."""
+        for part in plan.parts:
+            if part.number in standing:
+                self.hear(part, standing[part.number].files, standing[part.number].clips)
+        self._before = self._sums()[0]
+
+    def hear(self, part: Part, files: int, clips: int) -> None:
+        """So many files of a part are done, with so many clips."""
+        self._heard[part.number] = (self._amount(part, files), files, clips)
+
+    def line(self) -> str:
+        """Files done of all, clips, rate, time left."""
+        amount, files, clips = self._sums()
+        rate = (amount - self._before) / max(time.monotonic() - self._started, 1e-9)
+        left = f", {_duration((self._amount_total - amount) / rate)} left" if rate > 0 else ""
+        shown = f"{rate / 2**20:.1f} MiB/s" if self._by_bytes else f"{rate:.1f} files/s"
+        return f"{files} of {self.total} files, {clips} clips, {shown}{left}"
+
+    def _sums(self) -> tuple[float, int, int]:
+        amounts, files, clips = zip(*self._heard.values(), strict=True) if self._heard else ((), (), ())
+        return sum(amounts), sum(files), sum(clips)
+
+    def _amount(self, part: Part, files: int) -> float:
+        """Bytes of the first files of a part, or their number."""
+        return sum(file.bytes or 0 for file in part.files[:files]) if self._by_bytes else files
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if seconds < 7200 else f"{hours} h"
 
 
 def work_parts(

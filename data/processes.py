@@ -134,7 +134,7 @@ def _serve(connection: Connection, call: Callable[[], Iterator[Any]]) -> None:
             connection.send((_GIVEN, value))
     except (OSError, ValueError) as error:
         connection.send((_FAILED, error))
-    except Exception:
+    except Exception:  # noqa: BLE001 - raised where it is heard
         connection.send((_FAILED, RuntimeError(traceback.format_exc())))
     else:
         connection.send((_DONE, None))

@@ -302,8 +302,8 @@ def test_a_key_that_is_too_long_for_the_number_of_a_window_is_told(tmp_path, let
     assert list(clips) == [*(long + number for number in kept), only]
     for key in clips:
         check_key(key)
-    reasons = [
+    reason = (
         f"long key: its window '{long}_w00' would have 81 letters, more than the 80 that a shard holds: shorten the "
         "clip's key by 1"
-    ]
-    assert [item.reason for item in report.skipped] == ([] if kept else reasons)
+    )
+    assert [item.reason for item in report.skipped] == ([] if kept else [reason])
