@@ -1,4 +1,4 @@
-"""A latent shard of any maker, read whole and strictly: where its samples' members lie, and all that is wrong."""
+"""A latent shard of any maker, read strictly: where its members lie, its samples, and all that is wrong."""
 
 import json
 from collections import Counter
@@ -58,29 +58,36 @@ class ShardContents:
     """What lies in one latent shard."""
 
     info: ShardInfo
+    """Without a hash where only headers were read."""
+    entries: tuple[Entry, ...]
+    is_whole: bool
+    """Whether there are entries up to the end marker."""
     samples: tuple[StoredSample, ...]
+    """Good ones; none where only headers were read."""
     problems: tuple[Problem, ...]
     num_problems: int
     unused: dict[str, int]
     """Extensions of members that training does not read, and how many there are."""
 
 
-def read_latent_shard(root: str, name: str) -> ShardContents:
-    """Read every byte of one shard. What is wrong is told in the result; nothing is raised but for the disk."""
+def read_latent_shard(root: str, name: str, *, deep: bool = True) -> ShardContents:
+    """Read every byte of one shard, or its headers. What is wrong is told in the result, but for a disk that fails."""
     storage, problems = Storage(root), Problems(limit=_PROBLEMS_PER_SHARD)
     size = storage.sizes([name])[name] or 0
-    samples, unused = [], Counter[str]()
+    entries, samples, unused = list[Entry](), list[StoredSample](), Counter[str]()
     with storage.open(name) as file:
-        scan = TarScan(file, size, hashed=True)
-        for key, members in _grouped(scan, problems, name):
+        scan = TarScan(file, size, hashed=deep)
+        for key, members in _grouped(scan, entries, problems, name):
             unused.update(extension for extension in members if extension not in MEMBERS.values())
             told = problems.count
-            sample = _sample(key, members, partial(problems.add, name, key))
+            sample = _sample(key, members, partial(problems.add, name, key)) if deep else None
             if sample is not None and problems.count == told:
                 samples.append(sample)
-        info = ShardInfo(name=name, bytes=size, count=len(samples), sha256=scan.sha256())
+        info = ShardInfo(name=name, bytes=size, count=len(samples), sha256=scan.sha256() if deep else "")
     return ShardContents(
         info=info,
+        entries=tuple(entries),
+        is_whole=scan.is_whole,
         samples=tuple(samples),
         problems=tuple(problems.found),
         num_problems=problems.count,
@@ -91,12 +98,16 @@ def read_latent_shard(root: str, name: str) -> ShardContents:
 _Members = dict[str, tuple[Entry, bytes]]
 
 
-def _grouped(scan: TarScan, problems: Problems, shard: str) -> Iterator[tuple[str, _Members]]:
-    """Key and members (by extension) of each run of members with one key."""
+def _grouped(scan: TarScan, entries: list[Entry], problems: Problems, shard: str) -> Iterator[tuple[str, _Members]]:
+    """Key and members (by extension) of each run of members with one key; all members are added to `entries`.
+
+    Their bytes are read where the scan is of every byte.
+    """
     first_seen: dict[str, int] = {}
     current, members = "", _Members()
     try:
         for entry in scan.entries():
+            entries.append(entry)
             problem = _entry_problem(entry)
             key, extension = split_name(entry.name)
             if problem is not None:
@@ -115,8 +126,8 @@ def _grouped(scan: TarScan, problems: Problems, shard: str) -> Iterator[tuple[st
                 what = f"duplicate key: two members .{extension}, the second at byte {entry.header}"
                 problems.add(shard, key, what)
                 continue
-            payload = scan.payload(entry)
-            if extension.endswith("npy") and (problem := _npy_problem(payload)):
+            payload = scan.payload(entry) if scan.hashed else b""
+            if scan.hashed and extension.endswith("npy") and (problem := _npy_problem(payload)):
                 problems.add(shard, key, f"member {entry.name!r} at byte {entry.header}: {problem}")
             members[extension] = (entry, payload)
     except TarDamage as error:

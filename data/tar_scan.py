@@ -40,7 +40,9 @@ class TarScan:
 
     def __init__(self, file: IO[bytes], size: int, *, hashed: bool = False) -> None:
         """`size` is that of the whole file; without `hashed` the file must be able to seek."""
-        self._file, self.size, self._hashed = file, size, hashed
+        self._file, self.size, self.hashed = file, size, hashed
+        self.is_whole = False
+        """Whether `entries` came to a good end."""
         self._sha256 = hashlib.sha256()
         self._at = 0
         self._last = "the start"
@@ -49,7 +51,7 @@ class TarScan:
 
     def sha256(self) -> str:
         """Of the whole file. All that has not been read is read now."""
-        assert self._hashed
+        assert self.hashed
         self._skip_to(self.size)
         return self._sha256.hexdigest()
 
@@ -64,6 +66,7 @@ class TarScan:
             block = self._read(_BLOCK)
             if len(block) == _BLOCK and not any(block):
                 self._check_end(start)
+                self.is_whole = True
                 return
             kind, name, size = self._header(block, start)
             if not (long_name or pax):
@@ -163,12 +166,12 @@ class TarScan:
     def _read(self, size: int) -> bytes:
         data = self._file.read(size)
         self._at += len(data)
-        if self._hashed:
+        if self.hashed:
             self._sha256.update(data)
         return data
 
     def _skip_to(self, end: int) -> None:
-        if not self._hashed:
+        if not self.hashed:
             self._file.seek(end)
             self._at = end
         while self._at < end and self._read(min(_CHUNK, end - self._at)):
