@@ -102,7 +102,6 @@ class ClipShardWriter:
 
 
 def write_index(folder: Path, shards: list[ShardInfo]) -> None:
-    """Write the index of finished shards."""
     index = {"shards": [asdict(shard) for shard in shards]}
     write_bytes(folder / INDEX_NAME, json.dumps(index, indent=1).encode())
 

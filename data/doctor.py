@@ -225,7 +225,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; the exit code."""
     given = _parser().parse_args(arguments)
     try:
         if given.workers is not None and given.workers < 1:

@@ -66,7 +66,6 @@ class IndexedSet:
         return len(self.columns["key"])
 
     def lines(self) -> list[str]:
-        """The summary a user reads."""
         tokens = self.columns["video_tokens"]
         heldout = self.columns["split"].count("heldout")
         lines = [
@@ -91,7 +90,6 @@ class IndexedSet:
         return lines
 
     def add(self, part: ShardContents) -> None:
-        """The samples and the problems of the next shard."""
         self.shards.append(part.info)
         self.problems.extend(part.problems, part.num_problems)
         self.unused.update(part.unused)

@@ -219,7 +219,6 @@ def _report(run: IngestRun, plan: Plan, records: list[PartRecord]) -> dict[str, 
 
 
 def summary_lines(report: dict[str, Any]) -> list[str]:
-    """What a user reads at the end."""
     videos = report["clips"] - report["images"]
     made = f"{videos} of video ({report['video_s']:.1f} s) and {report['images']} images"
     size = f"{report['bytes'] / 2**20:.1f} MiB"
@@ -248,7 +247,6 @@ def _json(value: dict[str, Any]) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; the exit code."""
     given = _parser().parse_args(arguments)
     try:
         run = _run_of(given)

@@ -95,7 +95,6 @@ def _check_keys(manifest: Manifest, problems: Problems) -> None:
 
 
 def check_shard(root: str, deep: bool, expected: ShardRows) -> Problems:
-    """All that is wrong with one shard."""
     problems, name = Problems(), expected.info.name
     size = Storage(root).sizes([name])[name]
     if size is None:

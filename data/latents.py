@@ -80,7 +80,6 @@ class LatentWriter:
 
     @property
     def columns(self) -> dict[str, list[Any]]:
-        """The manifest's rows so far, by column."""
         return self._columns
 
     def write(self, sample: EncodedSample) -> None:

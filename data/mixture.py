@@ -45,14 +45,12 @@ class DataSet:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "DataSet":
-        """A single manifest."""
         return cls(manifests=(manifest,), weights=(1.0,))
 
     def __len__(self) -> int:
         return sum(len(manifest) for manifest in self.manifests)
 
     def select(self, split: Split) -> "DataSet":
-        """Only the rows of one split."""
         return replace(self, manifests=tuple(manifest.select(split) for manifest in self.manifests))
 
     def head(self, samples: int) -> "DataSet":
@@ -90,7 +88,6 @@ class DataSet:
         return sources, rows - self._offsets[sources]
 
     def column(self, name: str, rows: np.ndarray | Sequence[int]) -> Column:
-        """A column of the manifests at the given rows."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(self.manifests) == 1:
             return self.manifests[0].column(name, rows)
@@ -103,7 +100,6 @@ class DataSet:
         return out
 
     def keys(self, rows: np.ndarray | Sequence[int]) -> list[str]:
-        """Sample keys of the given rows."""
         return self.column("key", rows).tolist()
 
     def stretches(self, mix: MixConfig) -> Stretches:
@@ -163,5 +159,4 @@ def _modality_weights(tokens: np.ndarray, is_image: np.ndarray, fraction: float)
 
 
 def mix_hash(mix: MixConfig) -> str:
-    """Names a mixture's settings."""
     return hashlib.sha256(json.dumps(asdict(mix), sort_keys=True).encode()).hexdigest()

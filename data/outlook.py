@@ -52,7 +52,6 @@ class Outlook:
     is_estimate: bool
 
     def lines(self, settings: PackSettings) -> list[str]:
-        """For the user."""
         about = "about " if self.is_estimate else ""
         steps = f"{about}{self.steps:,.1f} steps of {settings.packs_per_step} packs"
         lines = [

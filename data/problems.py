@@ -26,7 +26,6 @@ class Problems:
     count: int = 0
 
     def add(self, shard: str, key: str, what: str) -> None:
-        """Remember one."""
         self.count += 1
         if len(self.found) < self.limit:
             self.found.append(Problem(shard=shard, key=key, what=what))

@@ -49,7 +49,6 @@ class Progress:
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """What is said off a terminal."""
         rate = self.done / max(self._said - self._started, 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total else ""
         total = f" of {self.total}" if self.total else ""

@@ -98,7 +98,6 @@ class ClipWriter:
         self.frames += 1
 
     def close(self) -> Recoded:
-        """The whole clip."""
         self._container.mux(self._stream.encode(None))
         self._container.close()
         # The last frame's length is not told by all containers.

@@ -34,7 +34,6 @@ class ClipReport:
     skipped: list[Skipped] = field(default_factory=list)
 
     def skip(self, *, shard: str, key: str, reason: str) -> None:
-        """Leave one clip out, for `reason`."""
         self.skipped.append(Skipped(shard=shard, key=key, reason=reason))
 
     def reasons(self) -> Counter[str]:
@@ -42,11 +41,9 @@ class ClipReport:
         return Counter(item.reason.split(":")[0] for item in self.skipped)
 
     def to_json(self) -> dict[str, Any]:
-        """For `report.json`."""
         return asdict(self) | {"skipped_clips": len(self.skipped), "reasons": dict(self.reasons())}
 
     def lines(self, limit: int = 20) -> list[str]:
-        """The summary a user reads, with at most `limit` skipped clips by name."""
         kept = (
             f"{self.source_clips} kept as {self.windows} windows ({self.images} of them images), {self.frames} frames"
         )

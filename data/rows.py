@@ -83,11 +83,9 @@ class Rows:
         return out if out is not None else np.empty(0, dtype=_numpy_type(name))
 
     def row(self, row: int) -> dict[str, Any]:
-        """All columns of one row, as plain Python values."""
         return {name: _plain(self.column(name, [row])[0]) for name in SCHEMA.names}
 
     def close(self) -> None:
-        """Close the file."""
         self._parquet.close()
 
     def _group(self, group: int, name: str) -> Column:

@@ -179,7 +179,6 @@ def _old(folder: Path) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_HASH_CHUNK):
