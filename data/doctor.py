@@ -21,7 +21,8 @@ from data.integrity import check_set
 from data.lattice import ClipConfig
 from data.manifest import FILE_NAME, Manifest
 from data.member_name import split_name
-from data.outlook import PackSettings, foretell, foretell_clips, starving, too_large
+from data.outlook import PackSettings, foretell, foretell_clips, starving
+from data.pack import too_large
 from data.problems import Problems
 from data.processes import default_workers
 from data.progress import Progress

@@ -14,13 +14,11 @@ from data.member_name import split_name
 from data.problems import Problems
 from data.processes import in_processes
 from data.progress import Progress
-from data.rows import MEMBERS
+from data.rows import MEMBERS, PLACE_COLUMNS
 from data.shards import ShardInfo
 from data.storage import Storage
 
-_COLUMNS = ("key", "grid_t", "grid_h", "grid_w", "text_tokens") + tuple(
-    f"{member}_{what}" for member in MEMBERS for what in ("offset", "size", "xxh3")
-)
+_COLUMNS = ("key", "grid_t", "grid_h", "grid_w", "text_tokens", *PLACE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 import safetensors
+import torch
 import xxhash
 
 from data.member_name import name_problem, split_name
 from data.problems import Problem, Problems
 from data.rows import MEMBERS
+from data.sample import DTYPES, is_finite
 from data.shards import Member, ShardInfo
 from data.split import SPLITS
 from data.storage import Storage
 from data.tar_scan import Entry, TarDamage, TarScan
 
-_FLOATS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F80_0000), "F64": ("<u8", 0x7FF << 52)}
-"""Floating types, how their bits are read, and the exponent that only Inf and NaN have."""
 _PROBLEMS_PER_SHARD = 200
 _FASTEST = 1_000_000
 """Frames a second."""
@@ -108,9 +108,9 @@ def _grouped(scan: TarScan, entries: list[Entry], problems: Problems, shard: str
     try:
         for entry in scan.entries():
             entries.append(entry)
-            problem = _entry_problem(entry)
             key, extension = split_name(entry.name)
-            if problem is not None:
+            problem = name_problem(entry.name) if entry.kind == "file" else f"a {entry.kind}, not a plain file"
+            if problem is not None and entry.kind != "folder":
                 problems.add(shard, key or repr(entry.name), f"member {entry.name!r} at byte {entry.header}: {problem}")
             if entry.kind != "file" or not key:
                 continue
@@ -134,14 +134,6 @@ def _grouped(scan: TarScan, entries: list[Entry], problems: Problems, shard: str
         problems.add(shard, "", str(error))
     if members:
         yield current, members
-
-
-def _entry_problem(entry: Entry) -> str | None:
-    if entry.kind == "folder":
-        return None
-    if entry.kind != "file":
-        return f"a {entry.kind}, not a plain file"
-    return name_problem(entry.name)
 
 
 def _npy_problem(payload: bytes) -> str | None:
@@ -253,7 +245,7 @@ def _tensors(data: bytes, member: str, tell: Callable[[str], None]) -> Tensors |
 
 
 def parse_tensors(data: bytes) -> Tensors | str:
-    """The tensors of a safetensors file, or what is wrong with it. No tensor is copied but once."""
+    """The tensors of a safetensors file, or what is wrong with it."""
     try:
         parts = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
@@ -261,11 +253,8 @@ def parse_tensors(data: bytes) -> Tensors | str:
     shapes, unfit = {}, {}
     for name, part in parts:
         shapes[name] = tuple(part["shape"])
-        if part["dtype"] not in _FLOATS:
-            unfit[name] = f"wrong type {part['dtype']}, none of {', '.join(_FLOATS)}"
-            continue
-        bits, exponent = _FLOATS[part["dtype"]]
-        words = np.frombuffer(part["data"], dtype=bits)
-        if bool(((words & words.dtype.type(exponent)) == exponent).any()):
+        if part["dtype"] not in DTYPES:
+            unfit[name] = f"wrong type {part['dtype']}, none of {', '.join(DTYPES)}"
+        elif part["data"] and not is_finite(torch.frombuffer(part["data"], dtype=DTYPES[part["dtype"]])):
             unfit[name] = "not finite: NaN or Inf"
     return Tensors(shapes=shapes, unfit=unfit)

@@ -1,7 +1,7 @@
 """Latent shards: one folder per token bucket, written as a whole with their manifest."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,11 @@ def bucket_of(video_tokens: int, modality: str) -> str:
     return f"{modality}-{_ceil_sqrt(2**k):06d}-{_ceil_sqrt(2 ** (k + 1)) - 1:06d}"
 
 
+def modality_of(latent_shape: Sequence[int]) -> str:
+    """Of (C, T, H, W)."""
+    return "image" if latent_shape[1] == 1 else "video"
+
+
 def _ceil_sqrt(n: int) -> int:
     root = int(n**0.5)
     while root * root < n:
@@ -92,17 +97,25 @@ class LatentWriter:
             raise ValueError(f"wrong channels: {channels}, but earlier samples have {self.latent_channels}")
         stored = self._stored(sample)
         tokens = video_tokens(sample.latent_CTHW, self.patch_size)
-        modality = "image" if sample.latent_CTHW.shape[1] == 1 else "video"
-        bucket = bucket_of(tokens, modality)
+        bucket = bucket_of(tokens, modality_of(sample.latent_CTHW.shape))
         writer = self._writer(bucket)
         places = writer.write(sample.key, stored)
         self._keys.add(sample.key)
         self.caption_kinds |= sample.text.keys()
         self.latent_channels = channels
-        row: dict[str, Any] = {"key": sample.key, "shard": writer.name, "source": sample.source, "split": sample.split}
-        row |= {"video_tokens": tokens, "text_tokens": max(len(text) for text in sample.text.values())}
-        row |= dict(zip(("grid_t", "grid_h", "grid_w"), sample.latent_CTHW.shape[1:], strict=True))
-        row |= {"fps": sample.fps, "modality": modality, "bucket": bucket} | place_columns(places)
+        row = manifest_row(
+            {
+                "key": sample.key,
+                "shard": writer.name,
+                "source": sample.source,
+                "split": sample.split,
+                "fps": sample.fps,
+            },
+            latent_shape=sample.latent_CTHW.shape,
+            tokens=tokens,
+            text_tokens=max(len(text) for text in sample.text.values()),
+            places=places,
+        )
         for name, column in self._columns.items():
             column.append(row[name])
         if writer.count >= self.config.samples_per_shard:
@@ -192,9 +205,14 @@ def video_tokens(latent_CTHW: Tensor, patch_size: tuple[int, int, int]) -> int:
     return grid.numel() // (patch_size[0] * patch_size[1] * patch_size[2])
 
 
-def place_columns(places: Mapping[str, Member]) -> dict[str, int]:
-    """Columns of a manifest's row that say where a sample's members lie; `places` is by extension."""
-    row: dict[str, int] = {}
+def manifest_row(
+    said: dict[str, Any], *, latent_shape: Sequence[int], tokens: int, text_tokens: int, places: Mapping[str, Member]
+) -> dict[str, Any]:
+    """A sample's row of the manifest; `said` is key, shard, source, split and fps, `places` is by extension."""
+    modality = modality_of(latent_shape)
+    row = said | {"modality": modality, "bucket": bucket_of(tokens, modality)}
+    row |= {"video_tokens": tokens, "text_tokens": text_tokens}
+    row |= dict(zip(("grid_t", "grid_h", "grid_w"), latent_shape[1:], strict=True))
     for member, extension in MEMBERS.items():
         place = places[extension]
         row |= {f"{member}_offset": place.offset, f"{member}_size": place.size, f"{member}_xxh3": place.xxh3}

@@ -9,7 +9,7 @@ import numpy as np
 from data.balance import PackCost, imbalance
 from data.manifest import BucketSize, Manifest
 from data.mixture import DataSet, MixConfig
-from data.pack import PackPlan, Position, best_fit
+from data.pack import PackPlan, Position, best_fit, too_large
 
 _WINDOW = 4096
 
@@ -128,18 +128,3 @@ def starving(buckets: Mapping[str, BucketSize], steps: float, every: int) -> lis
                 f"{steps / size.samples:,.0f} steps: raise its weight (data.mix.weights.{name}), or add such clips"
             )
     return lines
-
-
-def too_large(manifest: Manifest, tokens_per_pack: int) -> dict[str, tuple[int, str, int]]:
-    """Buckets with samples that no pack can hold: how many, and the key and tokens of the largest."""
-    found: dict[str, tuple[int, str, int]] = {}
-    chunks = manifest.chunks.take(manifest.chunks.most_tokens > tokens_per_pack)
-    for first, count, bucket in zip(chunks.first, chunks.count, chunks.bucket, strict=True):
-        rows = np.arange(first, first + count)
-        tokens = manifest.column("video_tokens", rows)
-        largest = int(tokens.argmax())
-        name = manifest.bucket_names[bucket]
-        before = found.get(name, (0, "", 0))
-        here = (str(manifest.keys([rows[largest]])[0]), int(tokens[largest]))
-        found[name] = (before[0] + int((tokens > tokens_per_pack).sum()), *max(before[1:], here, key=lambda it: it[1]))
-    return found

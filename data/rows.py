@@ -13,6 +13,8 @@ import xxhash
 MEMBERS = {"json": "json", "latent": "latent.safetensors", "text": "text.safetensors"}
 """Member of a sample -> its extension in the tar."""
 
+PLACE_COLUMNS = tuple(f"{member}_{what}" for member in MEMBERS for what in ("offset", "size", "xxh3"))
+"""Where the members of a sample lie, and their checksums."""
 ROWS_PER_GROUP = 1 << 14
 _COLUMNS_KEPT = 256
 _TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())

@@ -3,8 +3,8 @@ import pytest
 
 from data.balance import PackCost
 from data.mixture import DataSet
-from data.outlook import PackSettings, foretell, foretell_clips, starving, too_large
-from data.pack import PackPlan, Position
+from data.outlook import PackSettings, foretell, foretell_clips, starving
+from data.pack import PackPlan, Position, too_large
 from tests.data.latent_set import sample, write_latents
 
 
