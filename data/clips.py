@@ -15,10 +15,9 @@ from webdataset.tariterators import tarfile_samples
 
 from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodedClip, DecodeError, decoded_clip
 from data.lattice import ClipConfig, Window, stream_windows
-from data.member_name import is_pickle
 from data.report import ClipReport
 from data.shards import LONGEST_KEY, ShardInfo, ShardWriter, check_key, file_sha256, new_folder, write_bytes
-from data.tar_scan import tar_problems
+from data.tar_scan import is_pickle, tar_problems
 
 INDEX_NAME = "clips.json"
 """Written beside the shards: bytes, sha256 and count of each, so that a lost or damaged one is noticed."""

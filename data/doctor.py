@@ -16,21 +16,18 @@ from pathlib import Path
 from data.balance import PackCost
 from data.clip_outlook import ClipFolder, Fate, bucket_sizes
 from data.clips import INDEX_NAME
-from data.distribution import Distribution
 from data.integrity import check_set
 from data.lattice import ClipConfig
 from data.manifest import FILE_NAME, Manifest
-from data.member_name import split_name
-from data.outlook import PackSettings, foretell, foretell_clips, starving
+from data.outlook import Distribution, PackSettings, foretell, foretell_clips, starving
 from data.pack import too_large
-from data.problems import Problems
 from data.processes import default_workers
 from data.progress import Progress
-from data.report import ClipReport
+from data.report import ClipReport, Problems
 from data.rows import MEMBERS
 from data.split import SPLITS
 from data.storage import Storage
-from data.tar_scan import TarDamage, TarScan
+from data.tar_scan import TarDamage, TarScan, split_name
 
 _TOKENS_PER_PACK = 4096
 

@@ -9,7 +9,7 @@ import torch
 
 from data.latent_shard import ShardContents, StoredSample
 from data.latents import manifest_row, modality_of, video_tokens
-from data.problems import Problems
+from data.report import Problems
 from data.rows import SCHEMA
 from data.shards import ShardInfo
 from data.split import Split, split_of

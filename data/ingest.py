@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from data.clips import INDEX_NAME, write_index
-from data.ingest_part import RECORDS, PartRecord, read_record, refuse_problems
+from data.ingest_part import RECORDS, IngestProgress, PartRecord, PoolConfig, read_record, refuse_problems, work_parts
 from data.ingest_plan import IngestConfig, Plan, Problem, make_plan
-from data.ingest_pool import IngestProgress, PoolConfig, work_parts
 from data.listing import Columns, read_listing
 from data.shards import put_in_place, restore_folder, write_whole
 

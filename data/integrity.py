@@ -10,13 +10,13 @@ import xxhash
 
 from data.latent_shard import ShardContents, parse_tensors, read_latent_shard
 from data.manifest import NULL_TEXT_NAME, Manifest
-from data.member_name import split_name
-from data.problems import Problems
 from data.processes import in_processes
 from data.progress import Progress
+from data.report import Problems
 from data.rows import MEMBERS, PLACE_COLUMNS
 from data.shards import ShardInfo
 from data.storage import Storage
+from data.tar_scan import split_name
 
 _COLUMNS = ("key", "grid_t", "grid_h", "grid_w", "text_tokens", *PLACE_COLUMNS)
 

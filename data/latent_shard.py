@@ -13,14 +13,13 @@ import safetensors
 import torch
 import xxhash
 
-from data.member_name import name_problem, split_name
-from data.problems import Problem, Problems
+from data.report import Problem, Problems
 from data.rows import MEMBERS
 from data.sample import DTYPES, is_finite
 from data.shards import Member, ShardInfo
 from data.split import SPLITS
 from data.storage import Storage
-from data.tar_scan import Entry, TarDamage, TarScan
+from data.tar_scan import Entry, TarDamage, TarScan, name_problem, split_name
 
 _PROBLEMS_PER_SHARD = 200
 _FASTEST = 1_000_000
