@@ -1,6 +1,7 @@
 """Latent shards: one folder per token bucket, written as a whole with their manifest."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,12 +62,7 @@ def modality_of(latent_shape: Sequence[int]) -> str:
 
 
 def _ceil_sqrt(n: int) -> int:
-    root = int(n**0.5)
-    while root * root < n:
-        root += 1
-    while root and (root - 1) * (root - 1) >= n:
-        root -= 1
-    return root
+    return math.isqrt(n - 1) + 1
 
 
 class LatentWriter:
@@ -77,15 +73,12 @@ class LatentWriter:
         self.shards: list[ShardInfo] = []
         self._open: dict[str, ShardWriter] = {}
         self._count: dict[str, int] = {}
-        self._columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        """The manifest's rows so far."""
         self._keys: set[str] = set()
         self.caption_kinds: set[str] = set()
         self.latent_channels = 0
         """Of all samples; 0 before the first."""
-
-    @property
-    def columns(self) -> dict[str, list[Any]]:
-        return self._columns
 
     def write(self, sample: EncodedSample) -> None:
         """Append one sample. Raises ValueError where it must not be stored: not finite, no text, a key used twice."""
@@ -104,19 +97,13 @@ class LatentWriter:
         self.caption_kinds |= sample.text.keys()
         self.latent_channels = channels
         row = manifest_row(
-            {
-                "key": sample.key,
-                "shard": writer.name,
-                "source": sample.source,
-                "split": sample.split,
-                "fps": sample.fps,
-            },
+            {name: getattr(sample, name) for name in ("key", "source", "split", "fps")} | {"shard": writer.name},
             latent_shape=sample.latent_CTHW.shape,
             tokens=tokens,
             text_tokens=max(len(text) for text in sample.text.values()),
             places=places,
         )
-        for name, column in self._columns.items():
+        for name, column in self.columns.items():
             column.append(row[name])
         if writer.count >= self.config.samples_per_shard:
             self._close(bucket)
@@ -162,7 +149,7 @@ class LatentWriter:
         """What was written from that row and that shard on, for JSON and `restore`; no shard may be open."""
         assert not self._open, "flush first"
         return {
-            "columns": {name: column[row:] for name, column in self._columns.items()},
+            "columns": {name: column[row:] for name, column in self.columns.items()},
             "shards": [asdict(info) for info in self.shards[shard:]],
             "caption_kinds": sorted(self.caption_kinds),
             "latent_channels": self.latent_channels,
@@ -178,7 +165,7 @@ class LatentWriter:
             self.shards.append(info)
             bucket = info.name.rpartition("/")[0]
             self._count[bucket] = self._count.get(bucket, 0) + 1
-        for name, column in self._columns.items():
+        for name, column in self.columns.items():
             column += written["columns"][name]
         self._keys |= set(written["columns"]["key"])
         self.caption_kinds |= set(written["caption_kinds"])
@@ -194,7 +181,7 @@ class LatentWriter:
         write_bytes(self.folder / NULL_TEXT_NAME, null)
         whole = Identity(patch_size=self.patch_size, null_text_xxh3=xxhash.xxh3_64_intdigest(null), **identity)
         shards = sorted(self.shards, key=lambda shard: shard.name)
-        return write_manifest(self.folder, self._columns, identity=whole, shards=shards)
+        return write_manifest(self.folder, self.columns, identity=whole, shards=shards)
 
 
 def video_tokens(latent_CTHW: Tensor, patch_size: tuple[int, int, int]) -> int:

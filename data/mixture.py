@@ -91,12 +91,11 @@ class DataSet:
         rows = np.asarray(rows, dtype=np.int64)
         if len(self.manifests) == 1:
             return self.manifests[0].column(name, rows)
-        sources = np.searchsorted(self._offsets, rows, side="right") - 1
-        parts = {int(source): rows[sources == source] - self._offsets[source] for source in np.unique(sources)}
-        values = {source: self.manifests[source].column(name, part) for source, part in parts.items()}
-        out = np.empty(len(rows), dtype=next(iter(values.values())).dtype if values else object)
-        for source, part in values.items():
-            out[sources == source] = part
+        sources, own = self.places(rows)
+        parts = {number: self.manifests[number].column(name, own[sources == number]) for number in np.unique(sources)}
+        out = np.empty(len(rows), dtype=next(iter(parts.values())).dtype if parts else object)
+        for number, part in parts.items():
+            out[sources == number] = part
         return out
 
     def keys(self, rows: np.ndarray | Sequence[int]) -> list[str]:

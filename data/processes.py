@@ -12,7 +12,6 @@ from itertools import islice
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 About = TypeVar("About")
@@ -118,9 +117,7 @@ class Crew(Generic[About]):
     def __enter__(self) -> "Crew[About]":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         while self._at_work:
             self._leave(next(iter(self._at_work)))
 
