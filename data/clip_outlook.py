@@ -104,15 +104,17 @@ class ClipFolder:
 
 def bucket_sizes(fates: list[Fate]) -> dict[str, BucketSize]:
     """Buckets by name; bytes are not known before encoding."""
-    samples = Counter(fate.bucket for fate in fates)
-    tokens: Counter[str] = Counter()
-    shards: dict[str, set[str]] = {}
+    buckets: dict[str, list[Fate]] = {}
     for fate in fates:
-        tokens[fate.bucket] += fate.tokens
-        shards.setdefault(fate.bucket, set()).add(fate.shard)
+        buckets.setdefault(fate.bucket, []).append(fate)
     return {
-        name: BucketSize(samples=samples[name], tokens=tokens[name], shards=len(shards[name]), bytes=0)
-        for name in sorted(samples)
+        name: BucketSize(
+            samples=len(some),
+            tokens=sum(fate.tokens for fate in some),
+            shards=len({fate.shard for fate in some}),
+            bytes=0,
+        )
+        for name, some in sorted(buckets.items())
     }
 
 
