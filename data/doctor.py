@@ -11,7 +11,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from data.balance import PackCost
 from data.clip_outlook import ClipFolder, Fate, bucket_sizes
 from data.clips import INDEX_NAME
 from data.integrity import check_set
+from data.latent_shard import read_latent_shard
 from data.lattice import ClipConfig
 from data.manifest import FILE_NAME, Manifest
 from data.outlook import Distribution, Outlook, PackSettings, foretell, foretell_clips, starving
@@ -29,7 +29,7 @@ from data.report import ClipReport, Problems
 from data.rows import MEMBERS
 from data.split import SPLITS
 from data.storage import Storage
-from data.tar_scan import TarDamage, TarScan, split_name
+from data.tar_scan import split_name
 
 _TOKENS_PER_PACK = 4096
 
@@ -138,15 +138,10 @@ def _fate_lines(folder: ClipFolder, fates: Sequence[Fate], report: ClipReport, s
 
 
 def _refuse_latents(storage: Storage) -> None:
-    """Latent shards need a manifest. Those that cannot be read are left to the one who reads the clips."""
+    """Latent shards need a manifest. Damage is left to the one who reads the clips."""
     for name in storage.names("tar")[:1]:
-        with storage.open(name) as file:
-            scan = TarScan(file, storage.sizes([name])[name] or 0)
-            try:
-                extensions = {split_name(entry.name)[1] for entry in islice(scan.entries(), len(MEMBERS))}
-            except TarDamage:
-                continue
-        if MEMBERS["latent"] in extensions:
+        entries = read_latent_shard(storage.root, name, deep=False).entries
+        if any(split_name(entry.name)[1] == MEMBERS["latent"] for entry in entries):
             raise ValueError(
                 f"{storage.root} holds latent shards without {FILE_NAME}: run `python -m data.index` first"
             )

@@ -192,7 +192,10 @@ def work_parts(
                     case PartRecord():
                         yield part, said
                     case Died():
-                        deaths.setdefault(part.number, Counter())[at[part.number]] += 1
+                        died = deaths.setdefault(part.number, Counter())
+                        died[at[part.number]] += 1
+                        if died[at[part.number]] > _DEATHS_OF_A_FILE:  # though the file was left out
+                            raise said
                         waiting.appendleft(part)
                     case index, clips:
                         at[part.number] = index

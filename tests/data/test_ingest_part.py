@@ -10,7 +10,7 @@ import data.ingest_part
 from data.ingest_part import IngestProgress, PartRecord, PoolConfig, make_part, read_record, work_parts
 from data.ingest_plan import IngestConfig, Part, Plan, make_plan
 from data.listing import Columns, read_listing
-from tests.data.films import film, make_and_die, put
+from tests.data.films import die, film, make_and_die, put
 
 CONFIG = IngestConfig(clips_per_shard=2)
 
@@ -108,6 +108,13 @@ def test_a_file_that_kills_its_worker_twice_is_left_out(tmp_path: Path, monkeypa
     plan = plan_of(tmp_path / "in", ["a.mp4", "b_deadly.mp4", "c_deadly.mp4", "d_deadly.mp4", "e.mp4"])
     records = work(plan, tmp_path / "out")
     assert {number: record.files_used for number, record in records.items()} == {0: 1, 1: 2, 2: 0}
+
+
+def test_processes_that_die_whatever_they_are_given_stop_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(data.ingest_part, "make_part", die)
+    with pytest.raises(ChildProcessError, match="a process ended with exit code -9 at its work: give it more memory"):
+        work(plan_of(tmp_path / "in", ["a.mp4"]), tmp_path / "out")
+    assert not multiprocessing.active_children()
 
 
 def test_the_first_failure_stops_all(tmp_path: Path):
