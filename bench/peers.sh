@@ -7,16 +7,8 @@ venv=${1:-.venv-peers} python=${2:-python3}
 ready=$venv/.ready-$(cat constraints/peers.txt bench/peers.sh | sha256sum | cut -c 1-16)
 log=$venv/install.log
 
-# One at a time: two `make bench` in one folder would install over each other.
-mkdir -p .cache
-exec 9>.cache/peers.lock
-if command -v flock >/dev/null && ! flock --nonblock 9; then
-    echo "[peers] waiting for another set-up in this folder"
-    flock 9
-fi
-if [ -e "$ready" ]; then
-    exit 0
-fi
+source constraints/alone.sh
+alone peers "$ready"
 
 echo "[peers] making $venv with webdataset, megatron-energon and mosaicml-streaming (about 2 minutes, 1.3 GB, once)"
 "$python" -m venv --clear "$venv"

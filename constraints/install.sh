@@ -20,16 +20,8 @@ fi
     exit 2
 }
 
-# One at a time: pip holds the lock as long as it lives, even when what started it is gone.
-mkdir -p .cache
-exec 9>.cache/setup.lock
-if command -v flock >/dev/null && ! flock --nonblock 9; then
-    echo "[setup] waiting for another set-up in this folder"
-    flock 9
-fi
-if [ -e "$stamp" ]; then
-    exit 0
-fi
+source "$(dirname "$0")/alone.sh"
+alone setup "$stamp"
 
 # A marker left behind means that pip was stopped half-way, perhaps inside a package: start afresh.
 if [ -e "$unfinished" ] || [ ! -x "$venv/bin/pip" ]; then

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.clips import INDEX_NAME, Clip, ClipSource, clip_shards, count_clips, read_clips, windows_of
 from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodeError
+from data.ingest_plan import key_of
 from data.latents import bucket_of
 from data.lattice import ClipConfig
 from data.manifest import BucketSize
@@ -90,7 +91,7 @@ class ClipFolder:
     def _media_clips(self, config: ClipConfig, report: ClipReport) -> Iterator[Clip]:
         for path in self.media:
             name = str(path.relative_to(self.folder)) if path != self.folder else path.name
-            key = str(Path(name).with_suffix(""))
+            key = key_of(name)
             try:
                 meta = {"captions": {}, "source": name}
                 source = ClipSource(key=key, media=path.read_bytes(), extension=_extension(path), meta=meta)
@@ -103,15 +104,17 @@ class ClipFolder:
 
 def bucket_sizes(fates: list[Fate]) -> dict[str, BucketSize]:
     """Buckets by name; bytes are not known before encoding."""
-    samples = Counter(fate.bucket for fate in fates)
-    tokens: Counter[str] = Counter()
-    shards: dict[str, set[str]] = {}
+    buckets: dict[str, list[Fate]] = {}
     for fate in fates:
-        tokens[fate.bucket] += fate.tokens
-        shards.setdefault(fate.bucket, set()).add(fate.shard)
+        buckets.setdefault(fate.bucket, []).append(fate)
     return {
-        name: BucketSize(samples=samples[name], tokens=tokens[name], shards=len(shards[name]), bytes=0)
-        for name in sorted(samples)
+        name: BucketSize(
+            samples=len(some),
+            tokens=sum(fate.tokens for fate in some),
+            shards=len({fate.shard for fate in some}),
+            bytes=0,
+        )
+        for name, some in sorted(buckets.items())
     }
 
 

@@ -15,10 +15,9 @@ from webdataset.tariterators import tarfile_samples
 
 from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodedClip, DecodeError, decoded_clip
 from data.lattice import ClipConfig, Window, stream_windows
-from data.member_name import is_pickle
 from data.report import ClipReport
-from data.shards import ShardInfo, ShardWriter, check_key, file_sha256, new_folder, write_bytes
-from data.tar_scan import tar_problems
+from data.shards import LONGEST_KEY, ShardInfo, ShardWriter, check_key, file_sha256, new_folder, write_bytes
+from data.tar_scan import is_pickle, tar_problems
 
 INDEX_NAME = "clips.json"
 """Written beside the shards: bytes, sha256 and count of each, so that a lost or damaged one is noticed."""
@@ -102,7 +101,6 @@ class ClipShardWriter:
 
 
 def write_index(folder: Path, shards: list[ShardInfo]) -> None:
-    """Write the index of finished shards."""
     index = {"shards": [asdict(shard) for shard in shards]}
     write_bytes(folder / INDEX_NAME, json.dumps(index, indent=1).encode())
 
@@ -266,6 +264,11 @@ def windows_of(source: ClipSource, *, shard: str, config: ClipConfig, report: Cl
     try:
         for decoded, window in _streamed(source.media, config, extension=source.extension):
             name = key if window.is_only else f"{key}_w{number:02d}"
+            if len(name) > LONGEST_KEY:
+                raise DecodeError(
+                    f"long key: its window {name!r} would have {len(name)} letters, more than the {LONGEST_KEY} that a "
+                    f"shard holds: shorten the clip's key by {len(name) - LONGEST_KEY}"
+                )
             clip = _clip(name, decoded, window, meta=source.meta, shard=shard)
             report.source_clips += number == 0
             report.windows += 1

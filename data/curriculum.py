@@ -41,7 +41,6 @@ class Curriculum:
     def of(
         cls, plan_of: Callable[[MixConfig], PackPlan], stages: Sequence[StageConfig], last: MixConfig
     ) -> "Curriculum":
-        """From what makes a plan of a mixture."""
         stage: StageConfig
         plans = []
         for stage in stages:
@@ -49,7 +48,6 @@ class Curriculum:
         return cls([*plans, plan_of(last)], stages)
 
     def plan(self, position: Position) -> PackPlan:
-        """The plan of a position's stage."""
         if position.stage >= len(self.plans):
             raise ValueError(f"{position} is not a position of this data plan: was it saved with another curriculum?")
         return self.plans[position.stage]

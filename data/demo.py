@@ -203,7 +203,6 @@ def _progress_of(name: str) -> Callable[[float], None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m data.demo", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the clip shards")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder for downloads (default: %(default)s)")

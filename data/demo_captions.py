@@ -36,7 +36,6 @@ class CaptionRow:
 
 
 def read_captions(path: Path = CAPTIONS) -> list[CaptionRow]:
-    """The hand-written captions, in order."""
     with open(path, newline="", encoding="utf-8") as file:
         return [
             CaptionRow(

@@ -10,26 +10,26 @@ well; 1: something is damaged, dropped or can never be trained on; 2: a mistake 
 import argparse
 import sys
 from collections.abc import Sequence
-from itertools import islice
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from data.balance import PackCost
 from data.clip_outlook import ClipFolder, Fate, bucket_sizes
 from data.clips import INDEX_NAME
-from data.distribution import Distribution
 from data.integrity import check_set
+from data.latent_shard import read_latent_shard
 from data.lattice import ClipConfig
 from data.manifest import FILE_NAME, Manifest
-from data.member_name import split_name
-from data.outlook import PackSettings, foretell, foretell_clips, starving, too_large
-from data.problems import Problems
+from data.outlook import Distribution, Outlook, PackSettings, foretell, foretell_clips, starving
+from data.pack import too_large
 from data.processes import default_workers
 from data.progress import Progress
-from data.report import ClipReport
+from data.report import ClipReport, Problems
 from data.rows import MEMBERS
 from data.split import SPLITS
 from data.storage import Storage
-from data.tar_scan import TarDamage, TarScan
+from data.tar_scan import split_name
 
 _TOKENS_PER_PACK = 4096
 
@@ -61,25 +61,34 @@ def _examine_split(manifest: Manifest, split: str, given: argparse.Namespace) ->
     if not len(manifest):
         print(f"\n{split}: no samples")
         return 0
-    settings = _settings(given)
+    is_training, settings = split == "train", _settings(given)
     distribution = Distribution(buckets=manifest.buckets())
     print(f"\n{split}: {distribution.samples:,} samples, {distribution.tokens:,} tokens")
-    for line in distribution.lines():
-        print(f"  {line}")
-    if split == "train" and given.picture:
-        distribution.save_picture(given.picture, f"{given.path}, {split}")
-        print(f"picture  {given.picture}")
+    _show_buckets(distribution, f"{given.path}, {split}", given.picture if is_training else None)
     large = too_large(manifest, settings.tokens_per_pack)
     for name, (count, key, tokens) in large.items():
         print(
             f"LOST     {name}: {count} samples do not fit a pack of {settings.tokens_per_pack} tokens, the largest is "
             f"{key} with {tokens}: raise --tokens-per-pack (data.tokens_per_pack), or encode with a lower max_tokens"
         )
-    outlook = foretell(manifest, settings) if split == "train" else None
-    if outlook is not None:
-        for line in [*outlook.lines(settings), *starving(manifest.buckets(), outlook.steps, given.starving_steps)]:
-            print(line if line.startswith(("epoch", "fill", "balance")) else f"STARVING {line}")
+    if is_training:
+        _show_outlook(foretell(manifest, settings), distribution, given)
     return int(bool(large))
+
+
+def _show_buckets(distribution: Distribution, title: str, picture: Path | None) -> None:
+    for line in distribution.lines():
+        print(f"  {line}")
+    if picture:
+        distribution.save_picture(picture, title)
+        print(f"picture  {picture}")
+
+
+def _show_outlook(outlook: Outlook | None, distribution: Distribution, given: argparse.Namespace) -> None:
+    if outlook is not None:
+        print("\n".join(outlook.lines(_settings(given))))
+        for line in starving(distribution.buckets, outlook.steps, given.starving_steps):
+            print(f"STARVING {line}")
 
 
 def examine_clips(folder: ClipFolder, given: argparse.Namespace) -> int:
@@ -93,12 +102,10 @@ def examine_clips(folder: ClipFolder, given: argparse.Namespace) -> int:
             progress.advance(note, by=report.source_clips + len(report.skipped) - progress.done)
     for line in _fate_lines(folder, fates, report, given.show):
         print(line)
+    if not fates:
+        return 1
     distribution = Distribution(buckets=bucket_sizes(fates))
-    for line in distribution.lines() if fates else []:
-        print(f"  {line}")
-    if given.picture and fates:
-        distribution.save_picture(given.picture, str(given.path))
-        print(f"picture  {given.picture}")
+    _show_buckets(distribution, str(given.path), given.picture)
     large = [fate for fate in fates if fate.tokens > settings.tokens_per_pack]
     if large:
         worst = max(large, key=lambda fate: fate.tokens)
@@ -106,13 +113,8 @@ def examine_clips(folder: ClipFolder, given: argparse.Namespace) -> int:
             f"LOST     {len(large)} windows do not fit a pack of {settings.tokens_per_pack} tokens, the largest is "
             f"{worst.key} with {worst.tokens}: raise --tokens-per-pack, or give --max-tokens"
         )
-    outlook = foretell_clips([fate.tokens for fate in fates], settings)
-    if outlook is not None:
-        for line in outlook.lines(settings):
-            print(line)
-        for line in starving(distribution.buckets, outlook.steps, given.starving_steps):
-            print(f"STARVING {line}")
-    return int(bool(report.skipped or large or not fates))
+    _show_outlook(foretell_clips([fate.tokens for fate in fates], settings), distribution, given)
+    return int(bool(report.skipped or large))
 
 
 def _fate_lines(folder: ClipFolder, fates: Sequence[Fate], report: ClipReport, show: int) -> list[str]:
@@ -136,15 +138,10 @@ def _fate_lines(folder: ClipFolder, fates: Sequence[Fate], report: ClipReport, s
 
 
 def _refuse_latents(storage: Storage) -> None:
-    """Latent shards need a manifest. Those that cannot be read are left to the one who reads the clips."""
+    """Latent shards need a manifest. Damage is left to the one who reads the clips."""
     for name in storage.names("tar")[:1]:
-        with storage.open(name) as file:
-            scan = TarScan(file, storage.sizes([name])[name] or 0)
-            try:
-                extensions = {split_name(entry.name)[1] for entry in islice(scan.entries(), len(MEMBERS))}
-            except TarDamage:
-                continue
-        if MEMBERS["latent"] in extensions:
+        entries = read_latent_shard(storage.root, name, deep=False).entries
+        if any(split_name(entry.name)[1] == MEMBERS["latent"] for entry in entries):
             raise ValueError(
                 f"{storage.root} holds latent shards without {FILE_NAME}: run `python -m data.index` first"
             )
@@ -152,28 +149,14 @@ def _refuse_latents(storage: Storage) -> None:
 
 def _settings(given: argparse.Namespace) -> PackSettings:
     linear, quadratic, text = given.cost
-    return PackSettings(
-        tokens_per_pack=given.tokens_per_pack,
-        packs_per_step=given.packs_per_step or given.ranks,
-        ranks=given.ranks,
-        cost=PackCost(linear=linear, quadratic=quadratic, text=text),
-        seed=given.seed,
-        window=given.window,
-        most_steps=given.most_steps,
-    )
+    values: dict[str, Any] = {field.name: getattr(given, field.name) for field in fields(PackSettings)}
+    values["packs_per_step"] = given.packs_per_step or given.ranks
+    return PackSettings(**values | {"cost": PackCost(linear=linear, quadratic=quadratic, text=text)})
 
 
 def _clip_config(given: argparse.Namespace) -> ClipConfig:
-    return ClipConfig(
-        fps=given.fps,
-        max_frames=given.max_frames,
-        min_frames=given.min_frames,
-        max_area=given.max_area,
-        max_tokens=given.max_tokens,
-        square=given.square,
-        strides=tuple(given.strides),
-        patch_size=tuple(given.patch_size),
-    )
+    values: dict[str, Any] = {field.name: getattr(given, field.name) for field in fields(ClipConfig)}
+    return ClipConfig(**values | {name: tuple(values[name]) for name in ("strides", "patch_size")})
 
 
 def _fps(text: str) -> float | None:
@@ -225,7 +208,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; the exit code."""
     given = _parser().parse_args(arguments)
     try:
         if given.workers is not None and given.workers < 1:

@@ -60,12 +60,11 @@ class EpochOrder:
         self._turn_to(epoch)
         return len(self._ends)
 
-    def rows(self, epoch: int, window: int) -> np.ndarray:
-        """Row numbers of one window of an epoch, in order; a row of weight above 1 may come more than once."""
-        return self.draw(epoch, window)[0]
-
     def draw(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of a window in order, and the visit that each is: how often it came before, in any epoch."""
+        """The rows of a window in order, and the visit that each is: how often it came before, in any epoch.
+
+        A row of weight above 1 may come more than once.
+        """
         self._turn_to(epoch)
         start = self._ends[window - 1] if window else 0
         pieces = self._order[start : self._ends[window]]

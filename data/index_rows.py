@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from data.latent_shard import ShardContents, StoredSample
-from data.latents import bucket_of, place_columns, video_tokens
-from data.problems import Problems
+from data.latents import manifest_row, modality_of, video_tokens
+from data.report import Problems
 from data.rows import SCHEMA
 from data.shards import ShardInfo
 from data.split import Split, split_of
@@ -66,7 +66,6 @@ class IndexedSet:
         return len(self.columns["key"])
 
     def lines(self) -> list[str]:
-        """The summary a user reads."""
         tokens = self.columns["video_tokens"]
         heldout = self.columns["split"].count("heldout")
         lines = [
@@ -91,7 +90,6 @@ class IndexedSet:
         return lines
 
     def add(self, part: ShardContents) -> None:
-        """The samples and the problems of the next shard."""
         self.shards.append(part.info)
         self.problems.extend(part.problems, part.num_problems)
         self.unused.update(part.unused)
@@ -139,15 +137,16 @@ def _row(sample: StoredSample, shard: str, config: IndexConfig) -> tuple[dict[st
         tokens = video_tokens(latent_CTHW, config.patch_size)
     except ValueError as error:
         problems.append(str(error))
-    modality = "image" if sample.latent_shape[1] == 1 else "video"
-    fps, problem = _fps(sample, config, modality)
+    fps, problem = _fps(sample, config, modality_of(sample.latent_shape))
     problems += problem
     source = sample.source or sample.key
-    split = _split(sample, source, config)
-    row: dict[str, Any] = {"key": sample.key, "shard": shard, "source": source, "split": split, "fps": fps}
-    row |= {"video_tokens": tokens, "text_tokens": max(sample.text_lengths.values())}
-    row |= dict(zip(("grid_t", "grid_h", "grid_w"), sample.latent_shape[1:], strict=True))
-    row |= {"modality": modality, "bucket": bucket_of(tokens, modality)} | place_columns(sample.places)
+    row = manifest_row(
+        {"key": sample.key, "shard": shard, "source": source, "split": _split(sample, source, config), "fps": fps},
+        latent_shape=sample.latent_shape,
+        tokens=tokens,
+        text_tokens=max(sample.text_lengths.values()),
+        places=sample.places,
+    )
     return row, problems
 
 

@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from data.clips import INDEX_NAME, write_index
-from data.ingest_part import RECORDS, PartRecord, read_record, refuse_problems
+from data.ingest_part import RECORDS, IngestProgress, PartRecord, PoolConfig, read_record, refuse_problems, work_parts
 from data.ingest_plan import IngestConfig, Plan, Problem, make_plan
-from data.ingest_pool import PoolConfig, work_parts
-from data.ingest_progress import IngestProgress
 from data.listing import Columns, read_listing
 from data.shards import put_in_place, restore_folder, write_whole
 
@@ -220,7 +218,6 @@ def _report(run: IngestRun, plan: Plan, records: list[PartRecord]) -> dict[str, 
 
 
 def summary_lines(report: dict[str, Any]) -> list[str]:
-    """What a user reads at the end."""
     videos = report["clips"] - report["images"]
     made = f"{videos} of video ({report['video_s']:.1f} s) and {report['images']} images"
     size = f"{report['bytes'] / 2**20:.1f} MiB"
@@ -249,7 +246,6 @@ def _json(value: dict[str, Any]) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; the exit code."""
     given = _parser().parse_args(arguments)
     try:
         run = _run_of(given)

@@ -21,8 +21,7 @@ from data.clips import ClipSource
 from data.decode import IMAGE_EXTENSIONS, DecodeError, checked, is_sideways, opened, video_stream
 from data.ingest_plan import IngestConfig, MediaFile, Problem
 from data.listing import Row, is_url
-from data.pieces import Piece, Span, cut_pieces
-from data.recode import RecodeConfig, SmallFrame, small_frames, source_rate
+from data.recode import Piece, RecodeConfig, SmallFrame, Span, cut_pieces, small_frames, source_rate
 from data.scenes import SceneConfig, split_shots
 
 SHORT_PIECES = "short pieces"

@@ -53,7 +53,6 @@ class IngestConfig:
             raise ValueError(f"--short-side {self.short_side} must be at least 16 pixels")
 
     def to_json(self) -> dict[str, Any]:
-        """As it is stored beside the clips, and compared."""
         return json.loads(json.dumps(asdict(self) | {"version": _VERSION}))
 
 

@@ -8,20 +8,17 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from data.latent_shard import parse_tensors, read_latent_shard
+from data.latent_shard import ShardContents, parse_tensors, read_latent_shard
 from data.manifest import NULL_TEXT_NAME, Manifest
-from data.member_name import name_problem, split_name
-from data.problems import Problem, Problems
 from data.processes import in_processes
 from data.progress import Progress
-from data.rows import MEMBERS
+from data.report import Problems
+from data.rows import MEMBERS, PLACE_COLUMNS
 from data.shards import ShardInfo
 from data.storage import Storage
-from data.tar_scan import Entry, TarDamage, TarScan
+from data.tar_scan import split_name
 
-_COLUMNS = ("key", "grid_t", "grid_h", "grid_w", "text_tokens") + tuple(
-    f"{member}_{what}" for member in MEMBERS for what in ("offset", "size", "xxh3")
-)
+_COLUMNS = ("key", "grid_t", "grid_h", "grid_w", "text_tokens", *PLACE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +43,7 @@ def check_set(manifest: Manifest, problems: Problems, *, deep: bool = False, wor
     check = partial(check_shard, manifest.folder, deep)
     with Progress("checking", len(manifest.shards), "shard") as progress:
         for found in in_processes(check, _rows_by_shard(manifest), min(workers, len(manifest.shards))):
-            problems.extend(found)
+            problems.extend(found.found, found.count)
             progress.advance(f"{problems.count} problems" if problems.count else "")
 
 
@@ -95,48 +92,32 @@ def _check_keys(manifest: Manifest, problems: Problems) -> None:
             )
 
 
-def check_shard(root: str, deep: bool, expected: ShardRows) -> list[Problem]:
-    """All that is wrong with one shard."""
-    storage, problems, name = Storage(root), Problems(), expected.info.name
-    size = storage.sizes([name])[name]
+def check_shard(root: str, deep: bool, expected: ShardRows) -> Problems:
+    problems, name = Problems(), expected.info.name
+    size = Storage(root).sizes([name])[name]
     if size is None:
-        problems.add(name, _first_key(expected), f"the shard is missing, and all its {len(expected.rows)} samples")
-        return problems.found
+        first = expected.rows[0]["key"] if expected.rows else ""
+        problems.add(name, first, f"the shard is missing, and all its {len(expected.rows)} samples")
+        return problems
     if size != expected.info.bytes:
         problems.add(name, "", f"has {size} bytes, though the manifest says {expected.info.bytes}")
-    entries, damage = _entries(storage, name, size)
-    if damage is not None:
-        problems.add(name, "", damage)
-    _compare_places(expected, entries, problems, is_damaged=damage is not None)
-    for entry in entries:
-        wrong = name_problem(entry.name) if entry.kind == "file" else f"a {entry.kind}, not a plain file"
-        if wrong is not None and entry.kind != "folder":
-            key = split_name(entry.name)[0] or repr(entry.name)
-            problems.add(name, key, f"member {entry.name!r} at byte {entry.header}: {wrong}")
+    contents = read_latent_shard(root, name, deep=deep)
+    problems.extend(contents.problems, contents.num_problems)
+    _compare_places(expected, contents, problems)
     if deep:
-        _compare_bytes(storage, expected, problems)
-    return problems.found
+        _compare_bytes(expected, contents, problems)
+    return problems
 
 
-def _entries(storage: Storage, name: str, size: int) -> tuple[list[Entry], str | None]:
-    entries: list[Entry] = []
-    with storage.open(name) as file:
-        try:
-            entries.extend(TarScan(file, size).entries())
-        except TarDamage as error:
-            return entries, str(error)
-    return entries, None
-
-
-def _compare_places(expected: ShardRows, entries: list[Entry], problems: Problems, *, is_damaged: bool) -> None:
+def _compare_places(expected: ShardRows, contents: ShardContents, problems: Problems) -> None:
     """Every member of the manifest must lie where it says, and every sample of the shard must be in the manifest."""
-    at = {entry.offset: entry for entry in entries}
+    at = {entry.offset: entry for entry in contents.entries}
     shard, lost = expected.info.name, []
     for row in expected.rows:
         for member, extension in MEMBERS.items():
             offset, size = row[f"{member}_offset"], row[f"{member}_size"]
             entry = at.get(offset)
-            if entry is None and is_damaged:
+            if entry is None and not contents.is_whole:
                 lost.append(row["key"])
                 break
             found = None if entry is None else (split_name(entry.name), entry.size)
@@ -149,7 +130,7 @@ def _compare_places(expected: ShardRows, entries: list[Entry], problems: Problem
         problems.add(shard, lost[0], f"it and {len(lost) - 1} more samples lie behind the damage")
     known = {row["key"] for row in expected.rows}
     strange: dict[str, int] = {}
-    for entry in entries:
+    for entry in contents.entries:
         key = split_name(entry.name)[0]
         if key and key not in known and entry.kind == "file":
             strange.setdefault(key, entry.header)
@@ -157,12 +138,9 @@ def _compare_places(expected: ShardRows, entries: list[Entry], problems: Problem
         problems.add(shard, key, f"at byte {header}, not in the manifest: it is never trained on")
 
 
-def _compare_bytes(storage: Storage, expected: ShardRows, problems: Problems) -> None:
+def _compare_bytes(expected: ShardRows, contents: ShardContents, problems: Problems) -> None:
     """Every payload must be the one that was written, and hold what the row says."""
     shard = expected.info.name
-    contents = read_latent_shard(storage.root, shard)
-    told = {(problem.key, problem.what) for problem in problems.found}
-    problems.extend(problem for problem in contents.problems if (problem.key, problem.what) not in told)
     rows = {row["key"]: row for row in expected.rows}
     for sample in contents.samples:
         if sample.key not in rows:
@@ -178,7 +156,3 @@ def _compare_bytes(storage: Storage, expected: ShardRows, problems: Problems) ->
             )
     if contents.info.sha256 != expected.info.sha256 and not problems.count:
         problems.add(shard, "", "another file than the manifest names (wrong sha256), though all its samples are whole")
-
-
-def _first_key(expected: ShardRows) -> str:
-    return expected.rows[0]["key"] if expected.rows else ""

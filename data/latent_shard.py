@@ -1,4 +1,4 @@
-"""A latent shard of any maker, read whole and strictly: where its samples' members lie, and all that is wrong."""
+"""A latent shard of any maker, read strictly: where its members lie, its samples, and all that is wrong."""
 
 import json
 from collections import Counter
@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 import safetensors
+import torch
 import xxhash
 
-from data.member_name import name_problem, split_name
-from data.problems import Problem, Problems
+from data.report import Problem, Problems
 from data.rows import MEMBERS
+from data.sample import DTYPES, is_finite
 from data.shards import Member, ShardInfo
 from data.split import SPLITS
 from data.storage import Storage
-from data.tar_scan import Entry, TarDamage, TarScan
+from data.tar_scan import Entry, TarDamage, TarScan, name_problem, split_name
 
-_FLOATS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F80_0000), "F64": ("<u8", 0x7FF << 52)}
-"""Floating types, how their bits are read, and the exponent that only Inf and NaN have."""
 _PROBLEMS_PER_SHARD = 200
 _FASTEST = 1_000_000
 """Frames a second."""
@@ -58,29 +57,36 @@ class ShardContents:
     """What lies in one latent shard."""
 
     info: ShardInfo
+    """Without a hash where only headers were read."""
+    entries: tuple[Entry, ...]
+    is_whole: bool
+    """Whether there are entries up to the end marker."""
     samples: tuple[StoredSample, ...]
+    """Good ones; none where only headers were read."""
     problems: tuple[Problem, ...]
     num_problems: int
     unused: dict[str, int]
     """Extensions of members that training does not read, and how many there are."""
 
 
-def read_latent_shard(root: str, name: str) -> ShardContents:
-    """Read every byte of one shard. What is wrong is told in the result; nothing is raised but for the disk."""
+def read_latent_shard(root: str, name: str, *, deep: bool = True) -> ShardContents:
+    """Read every byte of one shard, or its headers. What is wrong is told in the result, but for a disk that fails."""
     storage, problems = Storage(root), Problems(limit=_PROBLEMS_PER_SHARD)
     size = storage.sizes([name])[name] or 0
-    samples, unused = [], Counter[str]()
+    entries, samples, unused = list[Entry](), list[StoredSample](), Counter[str]()
     with storage.open(name) as file:
-        scan = TarScan(file, size, hashed=True)
-        for key, members in _grouped(scan, problems, name):
+        scan = TarScan(file, size, hashed=deep)
+        for key, members in _grouped(scan, entries, problems, name):
             unused.update(extension for extension in members if extension not in MEMBERS.values())
             told = problems.count
-            sample = _sample(key, members, partial(problems.add, name, key))
+            sample = _sample(key, members, partial(problems.add, name, key)) if deep else None
             if sample is not None and problems.count == told:
                 samples.append(sample)
-        info = ShardInfo(name=name, bytes=size, count=len(samples), sha256=scan.sha256())
+        info = ShardInfo(name=name, bytes=size, count=len(samples), sha256=scan.sha256() if deep else "")
     return ShardContents(
         info=info,
+        entries=tuple(entries),
+        is_whole=scan.is_whole,
         samples=tuple(samples),
         problems=tuple(problems.found),
         num_problems=problems.count,
@@ -91,15 +97,19 @@ def read_latent_shard(root: str, name: str) -> ShardContents:
 _Members = dict[str, tuple[Entry, bytes]]
 
 
-def _grouped(scan: TarScan, problems: Problems, shard: str) -> Iterator[tuple[str, _Members]]:
-    """Key and members (by extension) of each run of members with one key."""
+def _grouped(scan: TarScan, entries: list[Entry], problems: Problems, shard: str) -> Iterator[tuple[str, _Members]]:
+    """Key and members (by extension) of each run of members with one key; all members are added to `entries`.
+
+    Their bytes are read where the scan is of every byte.
+    """
     first_seen: dict[str, int] = {}
     current, members = "", _Members()
     try:
         for entry in scan.entries():
-            problem = _entry_problem(entry)
+            entries.append(entry)
             key, extension = split_name(entry.name)
-            if problem is not None:
+            problem = name_problem(entry.name) if entry.kind == "file" else f"a {entry.kind}, not a plain file"
+            if problem is not None and entry.kind != "folder":
                 problems.add(shard, key or repr(entry.name), f"member {entry.name!r} at byte {entry.header}: {problem}")
             if entry.kind != "file" or not key:
                 continue
@@ -115,22 +125,14 @@ def _grouped(scan: TarScan, problems: Problems, shard: str) -> Iterator[tuple[st
                 what = f"duplicate key: two members .{extension}, the second at byte {entry.header}"
                 problems.add(shard, key, what)
                 continue
-            payload = scan.payload(entry)
-            if extension.endswith("npy") and (problem := _npy_problem(payload)):
+            payload = scan.payload(entry) if scan.hashed else b""
+            if scan.hashed and extension.endswith("npy") and (problem := _npy_problem(payload)):
                 problems.add(shard, key, f"member {entry.name!r} at byte {entry.header}: {problem}")
             members[extension] = (entry, payload)
     except TarDamage as error:
         problems.add(shard, "", str(error))
     if members:
         yield current, members
-
-
-def _entry_problem(entry: Entry) -> str | None:
-    if entry.kind == "folder":
-        return None
-    if entry.kind != "file":
-        return f"a {entry.kind}, not a plain file"
-    return name_problem(entry.name)
 
 
 def _npy_problem(payload: bytes) -> str | None:
@@ -242,7 +244,7 @@ def _tensors(data: bytes, member: str, tell: Callable[[str], None]) -> Tensors |
 
 
 def parse_tensors(data: bytes) -> Tensors | str:
-    """The tensors of a safetensors file, or what is wrong with it. No tensor is copied but once."""
+    """The tensors of a safetensors file, or what is wrong with it."""
     try:
         parts = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
@@ -250,11 +252,8 @@ def parse_tensors(data: bytes) -> Tensors | str:
     shapes, unfit = {}, {}
     for name, part in parts:
         shapes[name] = tuple(part["shape"])
-        if part["dtype"] not in _FLOATS:
-            unfit[name] = f"wrong type {part['dtype']}, none of {', '.join(_FLOATS)}"
-            continue
-        bits, exponent = _FLOATS[part["dtype"]]
-        words = np.frombuffer(part["data"], dtype=bits)
-        if bool(((words & words.dtype.type(exponent)) == exponent).any()):
+        if part["dtype"] not in DTYPES:
+            unfit[name] = f"wrong type {part['dtype']}, none of {', '.join(DTYPES)}"
+        elif part["data"] and not is_finite(torch.frombuffer(part["data"], dtype=DTYPES[part["dtype"]])):
             unfit[name] = "not finite: NaN or Inf"
     return Tensors(shapes=shapes, unfit=unfit)

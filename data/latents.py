@@ -1,7 +1,8 @@
 """Latent shards: one folder per token bucket, written as a whole with their manifest."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,13 +56,13 @@ def bucket_of(video_tokens: int, modality: str) -> str:
     return f"{modality}-{_ceil_sqrt(2**k):06d}-{_ceil_sqrt(2 ** (k + 1)) - 1:06d}"
 
 
+def modality_of(latent_shape: Sequence[int]) -> str:
+    """Of (C, T, H, W)."""
+    return "image" if latent_shape[1] == 1 else "video"
+
+
 def _ceil_sqrt(n: int) -> int:
-    root = int(n**0.5)
-    while root * root < n:
-        root += 1
-    while root and (root - 1) * (root - 1) >= n:
-        root -= 1
-    return root
+    return math.isqrt(n - 1) + 1
 
 
 class LatentWriter:
@@ -72,16 +73,12 @@ class LatentWriter:
         self.shards: list[ShardInfo] = []
         self._open: dict[str, ShardWriter] = {}
         self._count: dict[str, int] = {}
-        self._columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        """The manifest's rows so far."""
         self._keys: set[str] = set()
         self.caption_kinds: set[str] = set()
         self.latent_channels = 0
         """Of all samples; 0 before the first."""
-
-    @property
-    def columns(self) -> dict[str, list[Any]]:
-        """The manifest's rows so far, by column."""
-        return self._columns
 
     def write(self, sample: EncodedSample) -> None:
         """Append one sample. Raises ValueError where it must not be stored: not finite, no text, a key used twice."""
@@ -93,18 +90,20 @@ class LatentWriter:
             raise ValueError(f"wrong channels: {channels}, but earlier samples have {self.latent_channels}")
         stored = self._stored(sample)
         tokens = video_tokens(sample.latent_CTHW, self.patch_size)
-        modality = "image" if sample.latent_CTHW.shape[1] == 1 else "video"
-        bucket = bucket_of(tokens, modality)
+        bucket = bucket_of(tokens, modality_of(sample.latent_CTHW.shape))
         writer = self._writer(bucket)
         places = writer.write(sample.key, stored)
         self._keys.add(sample.key)
         self.caption_kinds |= sample.text.keys()
         self.latent_channels = channels
-        row: dict[str, Any] = {"key": sample.key, "shard": writer.name, "source": sample.source, "split": sample.split}
-        row |= {"video_tokens": tokens, "text_tokens": max(len(text) for text in sample.text.values())}
-        row |= dict(zip(("grid_t", "grid_h", "grid_w"), sample.latent_CTHW.shape[1:], strict=True))
-        row |= {"fps": sample.fps, "modality": modality, "bucket": bucket} | place_columns(places)
-        for name, column in self._columns.items():
+        row = manifest_row(
+            {name: getattr(sample, name) for name in ("key", "source", "split", "fps")} | {"shard": writer.name},
+            latent_shape=sample.latent_CTHW.shape,
+            tokens=tokens,
+            text_tokens=max(len(text) for text in sample.text.values()),
+            places=places,
+        )
+        for name, column in self.columns.items():
             column.append(row[name])
         if writer.count >= self.config.samples_per_shard:
             self._close(bucket)
@@ -150,7 +149,7 @@ class LatentWriter:
         """What was written from that row and that shard on, for JSON and `restore`; no shard may be open."""
         assert not self._open, "flush first"
         return {
-            "columns": {name: column[row:] for name, column in self._columns.items()},
+            "columns": {name: column[row:] for name, column in self.columns.items()},
             "shards": [asdict(info) for info in self.shards[shard:]],
             "caption_kinds": sorted(self.caption_kinds),
             "latent_channels": self.latent_channels,
@@ -166,7 +165,7 @@ class LatentWriter:
             self.shards.append(info)
             bucket = info.name.rpartition("/")[0]
             self._count[bucket] = self._count.get(bucket, 0) + 1
-        for name, column in self._columns.items():
+        for name, column in self.columns.items():
             column += written["columns"][name]
         self._keys |= set(written["columns"]["key"])
         self.caption_kinds |= set(written["caption_kinds"])
@@ -182,7 +181,7 @@ class LatentWriter:
         write_bytes(self.folder / NULL_TEXT_NAME, null)
         whole = Identity(patch_size=self.patch_size, null_text_xxh3=xxhash.xxh3_64_intdigest(null), **identity)
         shards = sorted(self.shards, key=lambda shard: shard.name)
-        return write_manifest(self.folder, self._columns, identity=whole, shards=shards)
+        return write_manifest(self.folder, self.columns, identity=whole, shards=shards)
 
 
 def video_tokens(latent_CTHW: Tensor, patch_size: tuple[int, int, int]) -> int:
@@ -193,9 +192,14 @@ def video_tokens(latent_CTHW: Tensor, patch_size: tuple[int, int, int]) -> int:
     return grid.numel() // (patch_size[0] * patch_size[1] * patch_size[2])
 
 
-def place_columns(places: Mapping[str, Member]) -> dict[str, int]:
-    """Columns of a manifest's row that say where a sample's members lie; `places` is by extension."""
-    row: dict[str, int] = {}
+def manifest_row(
+    said: dict[str, Any], *, latent_shape: Sequence[int], tokens: int, text_tokens: int, places: Mapping[str, Member]
+) -> dict[str, Any]:
+    """A sample's row of the manifest; `said` is key, shard, source, split and fps, `places` is by extension."""
+    modality = modality_of(latent_shape)
+    row = said | {"modality": modality, "bucket": bucket_of(tokens, modality)}
+    row |= {"video_tokens": tokens, "text_tokens": text_tokens}
+    row |= dict(zip(("grid_t", "grid_h", "grid_w"), latent_shape[1:], strict=True))
     for member, extension in MEMBERS.items():
         place = places[extension]
         row |= {f"{member}_offset": place.offset, f"{member}_size": place.size, f"{member}_xxh3": place.xxh3}

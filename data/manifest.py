@@ -80,7 +80,6 @@ class Chunks:
         return cls(**{name: np.asarray(values, dtype=np.int64) for name, values in columns.items()})
 
     def take(self, which: np.ndarray) -> "Chunks":
-        """Some of them, by index or by mask."""
         return Chunks(**{name: values[which] for name, values in vars(self).items()})
 
 
@@ -146,7 +145,6 @@ class Manifest:
 
     @property
     def folder(self) -> str:
-        """Where it lies."""
         return self.storage.root
 
     @cached_property
@@ -156,15 +154,12 @@ class Manifest:
         return np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
 
     def column(self, name: str, rows: np.ndarray | Sequence[int] | None = None) -> Column:
-        """A column at the given rows, or at all."""
         return self.rows.column(name, self.row_numbers if rows is None else rows)
 
     def keys(self, rows: np.ndarray | Sequence[int] | None = None) -> list[str]:
-        """Sample keys of the given rows, or of all."""
         return self.column("key", rows).tolist()
 
     def row(self, row: int) -> dict[str, Any]:
-        """All columns of one row."""
         return self.rows.row(row)
 
     def buckets(self) -> dict[str, BucketSize]:
@@ -182,12 +177,10 @@ class Manifest:
         return dict(sorted(sizes.items()))
 
     def select(self, split: Split) -> "Manifest":
-        """Only the rows of one split."""
         kept = self.chunks.take(self.chunks.split == SPLITS.index(split))
         return replace(self, chunks=kept, hash=_derived(self.hash, f"split={split}"))
 
     def head(self, samples: int) -> "Manifest":
-        """Only the first rows."""
         before = np.cumsum(self.chunks.count) - self.chunks.count
         kept = self.chunks.take(before < samples)
         if len(kept):

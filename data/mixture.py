@@ -45,14 +45,12 @@ class DataSet:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "DataSet":
-        """A single manifest."""
         return cls(manifests=(manifest,), weights=(1.0,))
 
     def __len__(self) -> int:
         return sum(len(manifest) for manifest in self.manifests)
 
     def select(self, split: Split) -> "DataSet":
-        """Only the rows of one split."""
         return replace(self, manifests=tuple(manifest.select(split) for manifest in self.manifests))
 
     def head(self, samples: int) -> "DataSet":
@@ -90,20 +88,17 @@ class DataSet:
         return sources, rows - self._offsets[sources]
 
     def column(self, name: str, rows: np.ndarray | Sequence[int]) -> Column:
-        """A column of the manifests at the given rows."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(self.manifests) == 1:
             return self.manifests[0].column(name, rows)
-        sources = np.searchsorted(self._offsets, rows, side="right") - 1
-        parts = {int(source): rows[sources == source] - self._offsets[source] for source in np.unique(sources)}
-        values = {source: self.manifests[source].column(name, part) for source, part in parts.items()}
-        out = np.empty(len(rows), dtype=next(iter(values.values())).dtype if values else object)
-        for source, part in values.items():
-            out[sources == source] = part
+        sources, own = self.places(rows)
+        parts = {number: self.manifests[number].column(name, own[sources == number]) for number in np.unique(sources)}
+        out = np.empty(len(rows), dtype=next(iter(parts.values())).dtype if parts else object)
+        for number, part in parts.items():
+            out[sources == number] = part
         return out
 
     def keys(self, rows: np.ndarray | Sequence[int]) -> list[str]:
-        """Sample keys of the given rows."""
         return self.column("key", rows).tolist()
 
     def stretches(self, mix: MixConfig) -> Stretches:
@@ -163,5 +158,4 @@ def _modality_weights(tokens: np.ndarray, is_image: np.ndarray, fraction: float)
 
 
 def mix_hash(mix: MixConfig) -> str:
-    """Names a mixture's settings."""
     return hashlib.sha256(json.dumps(asdict(mix), sort_keys=True).encode()).hexdigest()

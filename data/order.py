@@ -23,7 +23,6 @@ EXIT_MISTAKE, EXIT_STOPPED = 2, 130
 
 
 def lines(shards: DataSet, config: PlanConfig, packs: Sequence[PlannedPack], ranks: int) -> Iterator[str]:
-    """What is said of a step."""
     if ranks < 1 or len(packs) % ranks:
         raise ValueError(f"--ranks {ranks} must divide the {len(packs)} packs of a step")
     tokens = sum(pack.video_tokens for pack in packs)
@@ -48,7 +47,6 @@ def lines(shards: DataSet, config: PlanConfig, packs: Sequence[PlannedPack], ran
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m data.order", description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--step", type=int, required=True, help="step, counted from 1; one to come is told too")
@@ -58,7 +56,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
     options = parse(arguments)
     try:
         shards, config, packs, _ = step_of_run(options.run, options.step)

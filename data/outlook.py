@@ -1,15 +1,17 @@
-"""What training on a data set will be like: steps an epoch, fill, balance, and what is seldom or never seen."""
+"""What training on a data set will be like: its buckets, steps an epoch, fill, balance, what is seldom seen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from data.balance import PackCost, imbalance
 from data.manifest import BucketSize, Manifest
 from data.mixture import DataSet, MixConfig
-from data.pack import PackPlan, Position, best_fit
+from data.pack import PackPlan, Position, best_fit, too_large
 
 _WINDOW = 4096
 
@@ -52,7 +54,6 @@ class Outlook:
     is_estimate: bool
 
     def lines(self, settings: PackSettings) -> list[str]:
-        """For the user."""
         about = "about " if self.is_estimate else ""
         steps = f"{about}{self.steps:,.1f} steps of {settings.packs_per_step} packs"
         lines = [
@@ -131,16 +132,55 @@ def starving(buckets: Mapping[str, BucketSize], steps: float, every: int) -> lis
     return lines
 
 
-def too_large(manifest: Manifest, tokens_per_pack: int) -> dict[str, tuple[int, str, int]]:
-    """Buckets with samples that no pack can hold: how many, and the key and tokens of the largest."""
-    found: dict[str, tuple[int, str, int]] = {}
-    chunks = manifest.chunks.take(manifest.chunks.most_tokens > tokens_per_pack)
-    for first, count, bucket in zip(chunks.first, chunks.count, chunks.bucket, strict=True):
-        rows = np.arange(first, first + count)
-        tokens = manifest.column("video_tokens", rows)
-        largest = int(tokens.argmax())
-        name = manifest.bucket_names[bucket]
-        before = found.get(name, (0, "", 0))
-        here = (str(manifest.keys([rows[largest]])[0]), int(tokens[largest]))
-        found[name] = (before[0] + int((tokens > tokens_per_pack).sum()), *max(before[1:], here, key=lambda it: it[1]))
-    return found
+_BAR = 30
+_FONT, _ROW, _WIDTH, _MARGIN = 16, 28, 1100, 24
+_COLUMNS = {"samples": 260, "tokens": 680}
+"""Where the two sets of bars begin, in pixels."""
+_LONGEST_BAR = 300
+_COLOURS = {"image": "#d97706", "video": "#2563eb"}
+_INK, _PAPER = "#111827", "#ffffff"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """Buckets by name, in their order."""
+
+    buckets: Mapping[str, BucketSize]
+
+    @property
+    def samples(self) -> int:
+        return sum(size.samples for size in self.buckets.values())
+
+    @property
+    def tokens(self) -> int:
+        return sum(size.tokens for size in self.buckets.values())
+
+    def lines(self) -> list[str]:
+        """A table with a bar for each bucket's share of the tokens."""
+        lines = [f"{'bucket':<22}{'samples':>10}{'tokens':>14}{'shards':>8}  share of the tokens"]
+        most = max((size.tokens for size in self.buckets.values()), default=1)
+        for name, size in self.buckets.items():
+            bar = "#" * max(1, round(_BAR * size.tokens / most))
+            share = f"{size.tokens / self.tokens:6.1%}"
+            lines.append(f"{name:<22}{size.samples:>10,}{size.tokens:>14,}{size.shards:>8,}  {share} {bar}")
+        return lines
+
+    def save_picture(self, path: Path, title: str) -> None:
+        """A PNG: for each bucket its share of the samples, and of the tokens."""
+        height = 2 * _MARGIN + _ROW * (len(self.buckets) + 3)
+        image = Image.new("RGB", (_WIDTH, height), _PAPER)
+        draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=_FONT)
+        draw.text((_MARGIN, _MARGIN), title, fill=_INK, font=font)
+        total = {"samples": self.samples, "tokens": self.tokens}
+        for what, left in _COLUMNS.items():
+            draw.text((left, _MARGIN + _ROW), f"{total[what]:,} {what}", fill=_INK, font=font)
+            counts = {name: size.samples if what == "samples" else size.tokens for name, size in self.buckets.items()}
+            most = max(counts.values(), default=1)
+            for number, (name, count) in enumerate(counts.items()):
+                top = _MARGIN + _ROW * (number + 2)
+                long = left + max(2, round(_LONGEST_BAR * count / most))
+                draw.rectangle((left, top, long, top + _ROW - 8), fill=_COLOURS[name.partition("-")[0]])
+                draw.text((long + 6, top), f"{count / total[what]:.1%}", fill=_INK, font=font)
+        for number, name in enumerate(self.buckets):
+            draw.text((_MARGIN, _MARGIN + _ROW * (number + 2)), name, fill=_INK, font=font)
+        image.save(path, "PNG")

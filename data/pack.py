@@ -9,6 +9,7 @@ import numpy as np
 
 from data.balance import PackCost, balanced_order
 from data.epoch import EpochOrder, keyed_permutation
+from data.manifest import Manifest
 from data.mixture import DataSet, MixConfig, mix_hash
 
 _WINDOW_STRIDE = 1 << 20
@@ -157,18 +158,31 @@ class PackPlan:
 def _require_room(data: DataSet, tokens_per_pack: int) -> None:
     """ValueError naming the largest sample that no pack can hold."""
     for manifest in data.manifests:
-        chunks = manifest.chunks.take(manifest.chunks.most_tokens > tokens_per_pack)
-        if not len(chunks):
+        found = too_large(manifest, tokens_per_pack).values()
+        if not found:
             continue
-        rows = np.concatenate([np.arange(f, f + n) for f, n in zip(chunks.first, chunks.count, strict=True)])
+        _, key, tokens = max(found, key=lambda bucket: bucket[2])
+        raise ValueError(
+            f"sample {key} has {tokens} tokens, above data.tokens_per_pack={tokens_per_pack} (so have "
+            f"{sum(count for count, *_ in found)} of {len(manifest)} samples in {manifest.folder}): raise it to at "
+            f"least {tokens}, encode with clip.max_tokens={tokens_per_pack}, or leave them out with "
+            f"data.mix.max_tokens={tokens_per_pack}"
+        )
+
+
+def too_large(manifest: Manifest, tokens_per_pack: int) -> dict[str, tuple[int, str, int]]:
+    """Buckets with samples that no pack can hold: how many, and the key and tokens of the largest."""
+    found: dict[str, tuple[int, str, int]] = {}
+    chunks = manifest.chunks.take(manifest.chunks.most_tokens > tokens_per_pack)
+    for first, count, bucket in zip(chunks.first, chunks.count, chunks.bucket, strict=True):
+        rows = np.arange(first, first + count)
         tokens = manifest.column("video_tokens", rows)
         largest = int(tokens.argmax())
-        raise ValueError(
-            f"sample {manifest.keys([rows[largest]])[0]} has {tokens[largest]} tokens, above "
-            f"data.tokens_per_pack={tokens_per_pack} (so have {int((tokens > tokens_per_pack).sum())} of "
-            f"{len(manifest)} samples in {manifest.folder}): raise it to at least {tokens[largest]}, encode with "
-            f"clip.max_tokens={tokens_per_pack}, or leave them out with data.mix.max_tokens={tokens_per_pack}"
-        )
+        name = manifest.bucket_names[bucket]
+        before = found.get(name, (0, "", 0))
+        here = (str(manifest.keys([rows[largest]])[0]), int(tokens[largest]))
+        found[name] = (before[0] + int((tokens > tokens_per_pack).sum()), *max(before[1:], here, key=lambda it: it[1]))
+    return found
 
 
 def best_fit(tokens: np.ndarray, budget: int) -> list[list[int]]:

@@ -9,18 +9,9 @@ from typing import Any
 import numpy as np
 
 from data.mixture import DataSet
-from data.rows import MEMBERS, Column
+from data.rows import PLACE_COLUMNS, Column
 
-_COLUMNS = (
-    "key",
-    "source",
-    "grid_t",
-    "grid_h",
-    "grid_w",
-    "video_tokens",
-    "fps",
-    *(f"{member}_{what}" for member in MEMBERS for what in ("offset", "size", "xxh3")),
-)
+_COLUMNS = ("key", "source", "grid_t", "grid_h", "grid_w", "video_tokens", "fps", *PLACE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)

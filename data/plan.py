@@ -1,7 +1,6 @@
 """Everything a run's data order depends on, kept in the run folder so that any step can be looked up."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from data.curriculum import Curriculum, StageConfig
 from data.manifest import Manifest
 from data.mixture import DataSet, MixConfig
 from data.pack import PackPlan, PlannedPack, Position
+from data.shards import write_whole
 
 FILE_NAME = "data_plan.json"
 METRICS_NAME = "metrics.jsonl"
@@ -56,33 +56,45 @@ class PlanConfig:
         manifests = tuple(Manifest.read(folder) for folder in self.folders)
         return DataSet(manifests=manifests, weights=tuple(self.folders.values()))
 
-    def write(self, run_folder: Path, *, shards: str) -> None:
-        """Into a run folder, with the hash of the shards."""
-        scratch = run_folder / f"{FILE_NAME}.tmp"
-        scratch.write_text(json.dumps(asdict(self) | {"shards": shards}, indent=1), encoding="utf-8")
-        os.replace(scratch, run_folder / FILE_NAME)
+    def write(self, run_folder: Path, *, shards: str, start: Position | None = None) -> None:
+        """Into a run folder, with the hash of the shards: holds from `start` on; plans of earlier steps stay."""
+        start = start or Position()
+        plans = [plan for plan in _recorded(run_folder) if plan[2].step < start.step]
+        if not plans or plans[-1][:2] != (self, shards):
+            plans.append((self, shards, start))
+        described = [asdict(plan) | {"shards": of, "start": asdict(begins)} for plan, of, begins in plans]
+        write_whole(run_folder / FILE_NAME, json.dumps(described, indent=1).encode())
 
     @classmethod
-    def read(cls, run_folder: Path) -> tuple["PlanConfig", str]:
-        """Of a run, and the hash of its shards; ValueError where there is none."""
-        path = run_folder / FILE_NAME
-        if not path.is_file():
+    def read(cls, run_folder: Path, *, step: int | None = None) -> tuple["PlanConfig", str, Position]:
+        """The plan of a step (the newest without), the hash of its shards, and where it begins; ValueError if none."""
+        plans = _recorded(run_folder)
+        if not plans:
             raise ValueError(f"{run_folder} has no {FILE_NAME}: is it the folder of a training run?")
-        try:
-            described = json.loads(path.read_text(encoding="utf-8"))
-            return cls._of(described), described["shards"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error!r}): start the run again to write it anew") from error
+        for plan in reversed(plans):
+            if step is None or plan[2].step < step:
+                return plan
+        raise ValueError(f"{run_folder / FILE_NAME} was made anew at step {plans[0][2].step + 1}: it tells none before")
 
-    @classmethod
-    def _of(cls, described: dict[str, Any]) -> "PlanConfig":
-        stages = tuple(StageConfig(**{**stage, "mix": MixConfig(**stage["mix"])}) for stage in described["curriculum"])
-        nested = {
-            "mix": MixConfig(**described["mix"]),
-            "curriculum": stages,
-            "cost": PackCost(**described["cost"]),
-        }
-        return cls(**{name: described[name] for name in cls.__dataclass_fields__} | nested)
+
+def _recorded(run_folder: Path) -> list[tuple[PlanConfig, str, Position]]:
+    """The plans of a run, the hash of their shards, and where each begins."""
+    path = run_folder / FILE_NAME
+    if not path.is_file():
+        return []
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        # One plan for all steps, as runs used to keep it.
+        plans = described if isinstance(described, list) else [described | {"start": {}}]
+        return [(_config(plan), plan["shards"], Position(**plan["start"])) for plan in plans]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r}): restore it, or delete it and resume the run") from error
+
+
+def _config(described: dict[str, Any]) -> PlanConfig:
+    stages = [StageConfig(**{**stage, "mix": MixConfig(**stage["mix"])}) for stage in described["curriculum"]]
+    nested = {"mix": MixConfig(**described["mix"]), "cost": PackCost(**described["cost"]), "curriculum": tuple(stages)}
+    return PlanConfig(**{name: described[name] for name in PlanConfig.__dataclass_fields__} | nested)
 
 
 def step_of_run(run_folder: Path, step: int) -> tuple[DataSet, PlanConfig, list[PlannedPack], Position]:
@@ -92,14 +104,15 @@ def step_of_run(run_folder: Path, step: int) -> tuple[DataSet, PlanConfig, list[
     """
     if step < 1:
         raise ValueError(f"--step {step} must be at least 1, the first step of a run")
-    config, shards_hash = PlanConfig.read(run_folder)
+    config, shards_hash, start = PlanConfig.read(run_folder, step=step)
     shards = config.open_shards()
     if shards.hash != shards_hash:
         raise ValueError(
             f"{', '.join(config.folders)} holds other shards ({shards.hash[:12]}) than the run was trained on "
             f"({shards_hash[:12]}): restore them"
         )
-    packs, start = _walk(config, shards, logged_position(run_folder, before=step), step)
+    logged = logged_position(run_folder, before=step)
+    packs, start = _walk(config, shards, max(start, logged, key=lambda position: position.step), step)
     return shards, config, packs, start
 
 

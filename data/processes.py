@@ -1,22 +1,30 @@
-"""A function over many things in several processes: results in order, the same for any number of processes."""
+"""Calls in processes of their own, several at a time: what each gives, in order or on the way, and who of them died."""
 
 import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from multiprocessing import resource_tracker
-from typing import TypeVar
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from typing import Any, Generic, TypeVar
 
+About = TypeVar("About")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _WAITING_PER_PROCESS = 2
 _BYTES_WORTH_A_PROCESS = 512 << 20
+_GIVEN, _FAILED, _DONE = "given", "failed", "done"
+
+
+class Died(ChildProcessError):
+    """A process ended before its call did, as one does where memory runs out."""
 
 
 def default_workers(num_bytes: int) -> int:
@@ -25,41 +33,120 @@ def default_workers(num_bytes: int) -> int:
 
 
 def in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`function` of each item, in order. It must be importable; with one worker there is no other process.
+    """`function` of each item, in order, the same for any number of processes; with one there is none beside this.
 
-    Few items wait at a time, so that memory does not grow with their number. An error ends all of it.
+    It must be importable. Few items wait at a time, so that memory does not grow with their number. An error ends all.
     """
     if workers == 1:
         yield from map(function, items)
         return
-    # Not forked from here: threads of the libraries that are loaded would be lost half-way.
-    context = multiprocessing.get_context("forkserver")
+    rest, results, given = enumerate(items), dict[int, Result](), 0
     plain = function.func if isinstance(function, partial) else function
-    context.set_forkserver_preload([plain.__module__])
-    rest = iter(items)
-    waiting: list[Future[Result]] = []
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_serve)
-    is_done = False
-    try:
+    with Crew[int](workers, preload=plain.__module__) as crew:
+        while True:
+            room = min(workers, workers * _WAITING_PER_PROCESS - len(results)) - len(crew)
+            for number, item in islice(rest, max(0, room)):
+                crew.start(number, _alone, function, item)
+            if not len(crew):
+                return
+            for number, result in crew.hear():
+                if isinstance(result, Died):
+                    raise result
+                results[number] = result
+            while given in results:
+                yield results.pop(given)
+                given += 1
+
+
+def _alone(function: Callable[[Item], Result], item: Item) -> Iterator[Result]:
+    yield function(item)
+
+
+class Crew(Generic[About]):
+    """Processes with one call each. Use as a context manager, which ends those that are still at work."""
+
+    def __init__(self, size: int, *, preload: str) -> None:
+        """`preload` is a module that all of them need: it is imported once."""
+        self._size = size
+        # Not forked from here: threads of the libraries that are loaded would be lost half-way.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([preload])
+        self._at_work: dict[Connection, tuple[About, ForkServerProcess]] = {}
+
+    def __len__(self) -> int:
+        return len(self._at_work)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self) < self._size
+
+    def start(self, about: About, function: Callable[..., Iterator[Any]], *given: Any, **named: Any) -> None:
+        """Have a call made, of which `hear` gives all that it yields. The function must be importable."""
         with _interrupts_later():
-            waiting += [pool.submit(function, item) for item in islice(rest, workers * _WAITING_PER_PROCESS)]
-        while waiting:
-            result = waiting.pop(0).result()
-            waiting += [pool.submit(function, item) for item in islice(rest, 1)]
-            yield result
-        is_done = True
-    finally:
-        if not is_done:
-            # Nobody waits for what they are at, and those that have only begun to start would complain.
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()
-        pool.shutdown(wait=True, cancel_futures=True)
+            ours, theirs = self._context.Pipe(duplex=False)
+            process = self._context.Process(target=_serve, args=(theirs, partial(function, *given, **named)))
+            process.start()
+            theirs.close()
+            self._at_work[ours] = about, process
+
+    def hear(self, timeout_s: float | None = None) -> Iterator[tuple[About, Any]]:
+        """What has come: whose it is, and what was yielded, or Died. Raises the error of one that failed."""
+        for ready in wait(list(self._at_work), timeout_s):
+            assert isinstance(ready, Connection)
+            about, process = self._at_work[ready]
+            try:
+                kind, value = ready.recv()
+            except EOFError:
+                process.join()
+                value = Died(f"a process ended with exit code {process.exitcode} at its work: give it more memory")
+                kind = _GIVEN
+                self._leave(ready)
+            if kind == _FAILED:
+                raise value
+            if kind == _DONE:
+                self._leave(ready)
+            else:
+                yield about, value
+
+    def _leave(self, connection: Connection) -> None:
+        _, process = self._at_work.pop(connection)
+        process.kill()
+        process.join()
+        connection.close()
+
+    def __enter__(self) -> "Crew[About]":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._at_work:
+            self._leave(next(iter(self._at_work)))
+
+
+def _serve(connection: Connection, call: Callable[[], Iterator[Any]]) -> None:
+    """What a process does. Interrupts are the parent's, and nothing goes on without it: another run may have begun."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    try:
+        for value in call():
+            connection.send((_GIVEN, value))
+    except (OSError, ValueError) as error:
+        connection.send((_FAILED, error))
+    except Exception:  # noqa: BLE001 - raised where it is heard
+        connection.send((_FAILED, RuntimeError(traceback.format_exc())))
+    else:
+        connection.send((_DONE, None))
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits until all processes are started: they inherit this, and half-started ones would complain."""
+    """Ctrl-C waits until a process is started: it and its server inherit this, and half-started ones would complain."""
     resource_tracker.ensure_running()  # here, since starting it lets interrupts through
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -75,16 +162,3 @@ def _interrupts_later() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
     if came:
         raise KeyboardInterrupt
-
-
-def _serve() -> None:
-    """Interrupts are the parent's, and nothing goes on without it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

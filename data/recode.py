@@ -1,6 +1,8 @@
 """Turn stretches of a video into small mp4 clips, in one decoding pass that also finds the shots."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -27,15 +29,6 @@ class RecodeConfig:
     crf: int = 16
     keyframe_interval: int = 8
     preset: str = "veryfast"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """A part of one shot that becomes one clip; seconds of the source, `end_s` excluded."""
-
-    shot: int
-    start_s: float
-    end_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +91,6 @@ class ClipWriter:
         self.frames += 1
 
     def close(self) -> Recoded:
-        """The whole clip."""
         self._container.mux(self._stream.encode(None))
         self._container.close()
         # The last frame's length is not told by all containers.
@@ -112,49 +104,9 @@ class ClipWriter:
         )
 
 
-def recode(
-    video: bytes,
-    stretches: Sequence[Stretch],
-    *,
-    config: RecodeConfig,
-    scenes: SceneConfig,
-    progress: Callable[[float], None],
-) -> tuple[list[Shot], list[Recoded | None]]:
-    """The shots of a video, and one clip for each stretch (None where no frame of its shot lies in it).
-
-    Stretches must be in order and must not overlap. `progress` hears the seconds of video done.
-    """
-    shots: list[Shot] = []
-    clips: list[Recoded | None] = [None] * len(stretches)
-    writer: ClipWriter | None = None
-    current = 0
-    with av.open(BytesIO(video), mode="r") as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        rate = source_rate(stream)
-        for number, small in split_shots(small_frames(stream, container.decode(stream), config, scenes), scenes):
-            if number == len(shots):
-                shots.append(Shot(start_s=small.start_s, end_s=small.end_s))
-            shots[number] = Shot(start_s=shots[number].start_s, end_s=small.end_s)
-            while current < len(stretches) and small.start_s > stretches[current].end_s - _TIME_TOLERANCE_S:
-                clips[current] = writer.close() if writer else None
-                current, writer = current + 1, None
-            if current < len(stretches) and _lies_in(small, number, stretches[current]):
-                writer = writer or ClipWriter(small, rate, config)
-                writer.write(small)
-            progress(small.end_s)
-    if writer:
-        clips[current] = writer.close()
-    return shots, clips
-
-
 def source_rate(stream: av.VideoStream) -> Fraction:
     """What a file says of its rate; a hint for the encoder, nothing more."""
     return stream.average_rate or _PLAIN_RATE
-
-
-def _lies_in(small: SmallFrame, shot: int, stretch: Stretch) -> bool:
-    return shot == stretch.shot and small.start_s > stretch.start_s - _TIME_TOLERANCE_S
 
 
 def small_frames(
@@ -223,3 +175,127 @@ def _turned(frame: av.VideoFrame, turns: int) -> av.VideoFrame:
     upright.pts, upright.time_base = frame.pts, frame.time_base
     upright.colorspace, upright.color_range = frame.colorspace, frame.color_range
     return upright
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A stretch of time of the source in seconds, `end_s` excluded. Spans may overlap."""
+
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch(Span):
+    """A part of one shot that becomes one clip."""
+
+    shot: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One piece of a span; pieces of each span count from 0. `clip` None where it is too short to be one."""
+
+    span: int
+    number: int
+    shot: int
+    start_s: float
+    end_s: float
+    source_height: int
+    source_width: int
+    clip: Recoded | None
+
+
+class _OpenPiece:
+    """A piece that is being written."""
+
+    def __init__(self, first: SmallFrame, *, shot: int, rate: Fraction, config: RecodeConfig) -> None:
+        self.shot, self.first, self.last = shot, first, first
+        self._writer = ClipWriter(first, rate, config)
+
+    def write(self, small: SmallFrame) -> None:
+        self._writer.write(small)
+        self.last = small
+
+    def close(self, *, span: int, number: int, min_s: float) -> Piece:
+        is_long = self.last.end_s - self.first.start_s > min_s - _TIME_TOLERANCE_S
+        clip = self._writer.close()
+        return Piece(
+            span=span,
+            number=number,
+            shot=self.shot,
+            start_s=round(self.first.start_s, 4),
+            end_s=round(self.last.end_s, 4),
+            source_height=self.first.source_height,
+            source_width=self.first.source_width,
+            clip=clip if is_long else None,
+        )
+
+
+def cut_pieces(
+    frames: Iterable[tuple[int, SmallFrame]],
+    spans: Sequence[Span],
+    *,
+    config: RecodeConfig,
+    rate: Fraction,
+    min_s: float,
+    max_s: float,
+) -> Iterator[Piece]:
+    """Cut (shot, frame) pairs into pieces of one shot and at most `max_s`, each yielded as soon as it is whole.
+
+    Frames after the last span are not asked for. What is held is the bytes of one piece for each span at hand.
+    """
+    begun = [0] * len(spans)
+    at_hand: dict[int, _OpenPiece] = {}
+    last_s = max((span.end_s for span in spans), default=0.0)
+    for shot, small in frames:
+        for index in list(at_hand):
+            piece = at_hand[index]
+            is_full = small.end_s - piece.first.start_s > max_s + _TIME_TOLERANCE_S
+            if is_full or piece.shot != shot or small.start_s > spans[index].end_s - _TIME_TOLERANCE_S:
+                yield at_hand.pop(index).close(span=index, number=begun[index] - 1, min_s=min_s)
+        for index, span in enumerate(spans):
+            if span.start_s - _TIME_TOLERANCE_S < small.start_s < span.end_s - _TIME_TOLERANCE_S:
+                if index not in at_hand:
+                    at_hand[index] = _OpenPiece(small, shot=shot, rate=rate, config=config)
+                    begun[index] += 1
+                at_hand[index].write(small)
+        if small.start_s > last_s:
+            break
+    for index, piece in at_hand.items():
+        yield piece.close(span=index, number=begun[index] - 1, min_s=min_s)
+
+
+def recode(
+    video: bytes,
+    stretches: Sequence[Stretch],
+    *,
+    config: RecodeConfig,
+    scenes: SceneConfig,
+    progress: Callable[[float], None],
+) -> tuple[list[Shot], list[Recoded | None]]:
+    """The shots of a video, and one clip for each stretch (None where no frame of its shot lies in it).
+
+    `progress` hears the seconds of video done.
+    """
+    shots: list[Shot] = []
+    clips: list[Recoded | None] = [None] * len(stretches)
+
+    def heard(frames: Iterator[tuple[int, SmallFrame]]) -> Iterator[tuple[int, SmallFrame]]:
+        for number, small in frames:
+            if number == len(shots):
+                shots.append(Shot(start_s=small.start_s, end_s=small.end_s))
+            shots[number] = Shot(start_s=shots[number].start_s, end_s=small.end_s)
+            progress(small.end_s)
+            yield number, small
+
+    with av.open(BytesIO(video), mode="r") as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        frames = heard(split_shots(small_frames(stream, container.decode(stream), config, scenes), scenes))
+        rate = source_rate(stream)
+        for piece in cut_pieces(frames, stretches, config=config, rate=rate, min_s=0.0, max_s=math.inf):
+            if piece.shot == stretches[piece.span].shot:
+                clips[piece.span] = piece.clip
+        deque(frames, maxlen=0)  # for the shots after the last stretch
+    return shots, clips

@@ -13,6 +13,8 @@ import xxhash
 MEMBERS = {"json": "json", "latent": "latent.safetensors", "text": "text.safetensors"}
 """Member of a sample -> its extension in the tar."""
 
+PLACE_COLUMNS = tuple(f"{member}_{what}" for member in MEMBERS for what in ("offset", "size", "xxh3"))
+"""Where the members of a sample lie, and their checksums."""
 ROWS_PER_GROUP = 1 << 14
 _COLUMNS_KEPT = 256
 _TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
@@ -83,11 +85,9 @@ class Rows:
         return out if out is not None else np.empty(0, dtype=_numpy_type(name))
 
     def row(self, row: int) -> dict[str, Any]:
-        """All columns of one row, as plain Python values."""
         return {name: _plain(self.column(name, [row])[0]) for name in SCHEMA.names}
 
     def close(self) -> None:
-        """Close the file."""
         self._parquet.close()
 
     def _group(self, group: int, name: str) -> Column:

@@ -13,7 +13,7 @@ from data.rows import MEMBERS
 
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 1 << 20
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _INF_BITS = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 
@@ -130,9 +130,9 @@ def _parse(header: bytes, size: int) -> tuple[tuple[str, torch.dtype, tuple[int,
     for name, entry in json.loads(header).items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] not in _DTYPES:
+        if entry["dtype"] not in DTYPES:
             raise ValueError(f"{name} is {entry['dtype']}, not floating point")
-        dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
         is_inside = 0 <= begin <= end <= size and min(shape, default=1) >= 0
         if not is_inside or math.prod(shape) * dtype.itemsize != end - begin:
             raise ValueError(f"{name} of shape {shape} is not in bytes {begin} to {end} of {size}")

@@ -16,7 +16,7 @@ import xxhash
 
 _BLOCK = 512
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*")
-_LONGEST_KEY = 80  # with its extension it must fit the 100 characters of a plain tar header
+LONGEST_KEY = 80  # with its extension it must fit the 100 characters of a plain tar header
 _HASH_CHUNK = 1 << 20
 
 
@@ -41,9 +41,9 @@ class ShardInfo:
 
 def check_key(key: str) -> None:
     """ValueError unless `key` may name a sample: no dots (WebDataset cuts there), no way out of the folder."""
-    if not _KEY.fullmatch(key) or len(key) > _LONGEST_KEY:
+    if not _KEY.fullmatch(key) or len(key) > LONGEST_KEY:
         raise ValueError(
-            f"sample key {key!r} must be 1 to {_LONGEST_KEY} letters, digits, '_', '-' or '/', not starting with '/'"
+            f"sample key {key!r} must be 1 to {LONGEST_KEY} letters, digits, '_', '-' or '/', not starting with '/'"
         )
 
 
@@ -179,7 +179,6 @@ def _old(folder: Path) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_HASH_CHUNK):

@@ -1,4 +1,4 @@
-"""A tar read strictly, header by header: a broken or missing header is damage, never the end of the archive."""
+"""A tar read strictly: a broken or missing header is damage, never the end; and what members' names say."""
 
 import hashlib
 import re
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from data.shards import check_key
 
 _BLOCK = 512
 _CHUNK = 1 << 20
@@ -40,7 +42,9 @@ class TarScan:
 
     def __init__(self, file: IO[bytes], size: int, *, hashed: bool = False) -> None:
         """`size` is that of the whole file; without `hashed` the file must be able to seek."""
-        self._file, self.size, self._hashed = file, size, hashed
+        self._file, self.size, self.hashed = file, size, hashed
+        self.is_whole = False
+        """Whether `entries` came to a good end."""
         self._sha256 = hashlib.sha256()
         self._at = 0
         self._last = "the start"
@@ -49,7 +53,7 @@ class TarScan:
 
     def sha256(self) -> str:
         """Of the whole file. All that has not been read is read now."""
-        assert self._hashed
+        assert self.hashed
         self._skip_to(self.size)
         return self._sha256.hexdigest()
 
@@ -64,6 +68,7 @@ class TarScan:
             block = self._read(_BLOCK)
             if len(block) == _BLOCK and not any(block):
                 self._check_end(start)
+                self.is_whole = True
                 return
             kind, name, size = self._header(block, start)
             if not (long_name or pax):
@@ -163,12 +168,12 @@ class TarScan:
     def _read(self, size: int) -> bytes:
         data = self._file.read(size)
         self._at += len(data)
-        if self._hashed:
+        if self.hashed:
             self._sha256.update(data)
         return data
 
     def _skip_to(self, end: int) -> None:
-        if not self._hashed:
+        if not self.hashed:
             self._file.seek(end)
             self._at = end
         while self._at < end and self._read(min(_CHUNK, end - self._at)):
@@ -209,3 +214,38 @@ def _number(field: bytes) -> int | None:
 
 def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
+
+
+_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
+PICKLES = ("pyd", "pickle", "pkl", "pth", "pt", "ckpt", "joblib", "dill")
+"""Last extensions of files that many readers unpickle, which runs any code in them."""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension (in small letters) as WebDataset cuts them, at the first dot; `("", "")` without one.
+
+    A leading `./`, which `tar` writes for the current folder, is no part of the key.
+    """
+    match = _NAME.fullmatch(name.removeprefix("./"))
+    return (match[1], match[2].lower()) if match else ("", "")
+
+
+def is_pickle(extension: str) -> bool:
+    """Whether readers of this extension may run code that a file holds."""
+    return extension.rsplit(".", 1)[-1] in PICKLES
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with a member's name, or None."""
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name:
+        return "hostile name: it leads out of the folder"
+    key, extension = split_name(name)
+    if not key:
+        return "a member's name must be KEY.EXTENSION"
+    if is_pickle(extension):
+        return f"pickle member: reading .{extension} may run code in it"
+    try:
+        check_key(key)
+    except ValueError as error:
+        return f"bad key: {error}"
+    return None

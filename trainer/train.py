@@ -117,7 +117,7 @@ def run(config: TrainConfig) -> int:
                 samples=samples,
                 metrics=metrics,
             )
-            record_plan(config, shards, metrics)
+            record_plan(config, shards, progress, metrics)
             seconds = grid.warm_up()
             if grid.world_size > 1:
                 metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
@@ -125,11 +125,11 @@ def run(config: TrainConfig) -> int:
             return metrics.exit_code
 
 
-def record_plan(config: TrainConfig, shards: DataSet, metrics: Metrics) -> None:
-    """What `python -m data.order` needs."""
+def record_plan(config: TrainConfig, shards: DataSet, progress: Progress, metrics: Metrics) -> None:
+    """What `python -m data.order` needs, of the steps from here on."""
     if metrics.speaks:
         with metrics.guarded(config.path / PLAN_NAME):
-            plan_config(config).write(config.path, shards=shards.hash)
+            plan_config(config).write(config.path, shards=shards.hash, start=progress.position)
 
 
 def agree_on_step(grid: Grid, step: int, config: TrainConfig) -> None:

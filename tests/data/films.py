@@ -3,10 +3,9 @@
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from io import BytesIO
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import av
 import numpy as np
 
 from data.ingest_part import PartRecord
-from data.ingest_plan import Part
-from data.ingest_pool import PoolConfig
+from data.ingest_plan import IngestConfig, Part
 
 FPS = 24
 COLOURS = [(200, 60, 60), (60, 190, 80), (70, 80, 210), (200, 190, 60), (180, 70, 190), (70, 190, 190)]
@@ -60,10 +58,16 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def serve_and_die(connection: Connection, part: Part, pool: PoolConfig, crashed: dict[int, str]) -> None:
-    """A worker that is killed on each file named deadly, until it is told to leave that out."""
+def make_and_die(part: Part, config: IngestConfig, folder: Path, *, crashed: dict[int, str], strict: bool) -> Iterator:
+    """The making of a part that is killed on each file named deadly, until it is told to leave that out."""
     for index, file in enumerate(part.files):
-        connection.send(("file", index))
+        yield index, 0
         if "deadly" in file.path and index not in crashed:
             os.kill(os.getpid(), signal.SIGKILL)
-    connection.send(("done", PartRecord(hash=part.hash, files=len(part.files), files_used=len(crashed))))
+    yield PartRecord(hash=part.hash, files=len(part.files), files_used=len(crashed))
+
+
+def die(*_: object, **__: object) -> Iterator:
+    """The making of a part that is killed before it begins."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield

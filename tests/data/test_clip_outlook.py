@@ -2,6 +2,7 @@ import pytest
 
 from data.clip_outlook import ClipFolder, bucket_sizes
 from data.clips import read_clips, write_clip_shards
+from data.ingest_plan import key_of
 from data.lattice import ClipConfig
 from data.report import ClipReport
 from tests.data.media import source, still, video
@@ -38,6 +39,15 @@ def test_clips_become_what_they_will_be_encoded_as(clips, tmp_path):
         "film/short": "too short",
         "broken": "cannot be decoded",
     }
+
+
+def test_media_have_the_keys_that_ingest_gives_them(tmp_path):
+    """Long names of files are no reason to leave them out."""
+    (tmp_path / f"{'n' * 90}.mp4").write_bytes(video(frames=120))
+    foretold, report = fates(tmp_path)
+    assert not report.skipped
+    assert list(foretold) == [f"{key_of('n' * 90 + '.mp4')}_w{number:02d}" for number in range(len(foretold))]
+    assert len(foretold) > 1
 
 
 def test_media_become_the_same_as_in_shards(clips, tmp_path):

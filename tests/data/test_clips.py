@@ -10,7 +10,7 @@ import data.decode
 from data.clips import INDEX_NAME, ClipSource, clip_shards, clip_shards_identity, read_clips, write_clip_shards
 from data.lattice import ClipConfig
 from data.report import ClipReport
-from data.shards import ShardWriter
+from data.shards import ShardWriter, check_key
 from tests.data.media import number_of, source, still, video
 
 CONFIG = ClipConfig(fps=8.0, max_frames=17)
@@ -290,3 +290,20 @@ def test_keys_used_twice_and_empty_lists_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no clips to write"):
         write_clip_shards([], tmp_path / "clips")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("letters", "kept"), [(76, ["_w00", "_w01"]), (77, [])])
+def test_a_key_that_is_too_long_for_the_number_of_a_window_is_told(tmp_path, letters, kept):
+    """Where the clip is read, not when its latents are to be stored; a clip of one window has no number."""
+    long, only = "k" * letters, "o" * 80
+    clips = [source(long, video(frames=34, fps=8)), source(only, video(frames=17, fps=8))]
+    write_clip_shards(clips, tmp_path / "clips")
+    clips, report = read(tmp_path / "clips")
+    assert list(clips) == [*(long + number for number in kept), only]
+    for key in clips:
+        check_key(key)
+    reason = (
+        f"long key: its window '{long}_w00' would have 81 letters, more than the 80 that a shard holds: shorten the "
+        "clip's key by 1"
+    )
+    assert [item.reason for item in report.skipped] == ([] if kept else [reason])

@@ -19,7 +19,7 @@ def order(what, *, window=50, seed=0, identity="m"):
 
 
 def epoch_rows(plan, epoch):
-    return np.concatenate([plan.rows(epoch, w) for w in range(plan.num_windows(epoch))])
+    return np.concatenate([plan.draw(epoch, w)[0] for w in range(plan.num_windows(epoch))])
 
 
 COUNTS = [30, 1, 8, 17, 30, 30, 2, 11, 30, 30, 5, 30]
@@ -35,15 +35,15 @@ def test_an_epoch_holds_each_row_once(window):
 
 def test_windows_hold_at_least_their_samples_except_the_last():
     plan = order(UNEVEN, window=50)
-    sizes = [len(plan.rows(0, w)) for w in range(plan.num_windows(0))]
+    sizes = [len(plan.draw(0, w)[0]) for w in range(plan.num_windows(0))]
     assert all(50 <= size < 50 + 8 for size in sizes[:-1])
 
 
 def test_any_window_can_be_asked_for_first():
     plan = order(UNEVEN)
-    forwards = [plan.rows(e, w).tolist() for e in range(2) for w in range(plan.num_windows(e))]
+    forwards = [plan.draw(e, w)[0].tolist() for e in range(2) for w in range(plan.num_windows(e))]
     again = order(UNEVEN)
-    backwards = [again.rows(e, w).tolist() for e in (1, 0) for w in reversed(range(again.num_windows(e)))]
+    backwards = [again.draw(e, w)[0].tolist() for e in (1, 0) for w in reversed(range(again.num_windows(e)))]
     assert forwards == backwards[::-1]
 
 
@@ -57,14 +57,14 @@ def test_seed_manifest_and_epoch_each_change_the_order():
 
 def test_each_epoch_puts_other_pieces_together():
     plan = order(stretches([8] * 15), window=30)
-    windows = [{frozenset(plan.rows(epoch, w) // 8) for w in range(4)} for epoch in range(3)]
+    windows = [{frozenset(plan.draw(epoch, w)[0] // 8) for w in range(4)} for epoch in range(3)]
     assert windows[0] != windows[1] != windows[2] != windows[0]
 
 
 def test_pieces_are_neighbours_and_whole():
     plan = order(stretches([1000, 24]), window=512)
     for window in range(plan.num_windows(0)):
-        rows = np.sort(plan.rows(0, window))
+        rows = np.sort(plan.draw(0, window)[0])
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         assert all(len(run) % 16 == 0 or 999 in run or 1023 in run for run in runs), "pieces of 512 / 32 rows"
 
@@ -74,7 +74,7 @@ def test_windows_are_fair_samples_of_all_buckets():
     plan = order(stretches(counts, bucket=bucket), window=640)
     of_row = np.repeat(bucket, counts)
     for window in range(plan.num_windows(0)):
-        shares = np.bincount(of_row[plan.rows(0, window)], minlength=3) / 640
+        shares = np.bincount(of_row[plan.draw(0, window)[0]], minlength=3) / 640
         assert np.abs(shares - [0.5, 0.3, 0.2]).max() < 0.1
 
 

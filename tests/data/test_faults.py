@@ -18,8 +18,7 @@ from data.loader import Loader, SampleReader
 from data.manifest import FILE_NAME, Manifest
 from data.mixture import DataSet
 from data.pack import PackPlan
-from data.problems import Problems
-from data.report import ClipReport
+from data.report import ClipReport, Problems
 from tests.data.latent_set import sample, write_latents
 from tests.data.media import source, video
 from tests.data.tar_faults import FAULTS, Shards

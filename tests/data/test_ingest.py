@@ -201,10 +201,34 @@ def test_a_full_disk_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def start(source: Path, out: Path, *options: object) -> subprocess.Popen:
+    """In a session of its own, so that an interrupt can reach all of its processes, as one of a terminal does."""
     command = [sys.executable, "-m", "data.ingest", str(source), str(out), *map(str, options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+
+
+def wait_for_server(parent: int) -> None:
+    """Until the process is importing that starts the workers."""
+    ends = time.monotonic() + LONG_S
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    while not any(is_importing_server(Path(f"/proc/{child}")) for child in children.read_text().split()):
+        assert time.monotonic() < ends, f"no server in {LONG_S} s"
+        time.sleep(0.005)
+
+
+def is_importing_server(process: Path) -> bool:
+    return b"forkserver" in (process / "cmdline").read_bytes() and "torch" in (process / "maps").read_text()
+
+
+def test_ctrl_c_while_the_process_server_imports_ends_in_one_line(tmp_path: Path):
+    put(tmp_path / "in", "a.mp4", b"x", "one")
+    process = start(tmp_path / "in", tmp_path / "out", "--workers", 1)
+    wait_for_server(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=LONG_S)
+    assert (process.returncode, said) == (130, "interrupted; finished parts are kept, and the same command goes on\n")
 
 
 def wait_for_parts(unfinished: Path, count: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from data.integrity import check_set
 from data.manifest import NULL_TEXT_NAME, Manifest
-from data.problems import Problems
+from data.report import Problems
 from tests.data.latent_set import sample, write_latents
 from tests.data.tar_faults import overwrite, parts, rebuild
 

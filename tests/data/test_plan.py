@@ -73,6 +73,45 @@ def test_packs_per_step_may_have_changed_on_the_way(config, run):
     assert found == start and len(packs) == 4
 
 
+def test_steps_before_a_changed_plan_are_still_those_that_were_trained_on(config, run):
+    """Resumed at step 7 with other settings: each step is looked up in the plan that it was made of."""
+    folder, steps = run
+    shards, start = config.open_shards(), steps[7][1]
+    changed = PlanConfig(**{**vars(config), "packs_per_step": 4, "tokens_per_pack": 120, "curriculum": ()})
+    at_seven = Position(step=start.step, tokens=start.tokens)
+    changed.write(folder, shards=shards.hash, start=at_seven)
+    (folder / "metrics.jsonl").write_text("")
+    for step in range(1, 7):
+        _, said, packs, position = step_of_run(folder, step)
+        assert (said, packs, position) == (config, *steps[step])
+    plan, position = changed.open(shards), at_seven
+    for step in range(7, 10):
+        packs, after = plan.step(position, 4)
+        assert step_of_run(folder, step)[1:] == (changed, packs, position)
+        position = after
+
+
+def test_a_plan_is_kept_once_and_as_long_as_its_steps_stand(config, run):
+    folder, steps = run
+    plan_file, shards = folder / "data_plan.json", config.open_shards().hash
+    before = plan_file.read_bytes()
+    config.write(folder, shards=shards, start=steps[7][1])
+    assert plan_file.read_bytes() == before, "resumed as it was"
+    wider = PlanConfig(**{**vars(config), "packs_per_step": 4})
+    wider.write(folder, shards=shards, start=steps[9][1])
+    assert [PlanConfig.read(folder, step=step)[0] for step in (8, 9)] == [config, wider]
+    config.write(folder, shards=shards, start=steps[5][1])
+    assert plan_file.read_bytes() == before, "resumed from a checkpoint before the change"
+
+
+def test_a_plan_of_an_older_run_is_that_of_all_steps(config, run):
+    folder, steps = run
+    [plan] = json.loads((folder / "data_plan.json").read_text())
+    del plan["start"]
+    (folder / "data_plan.json").write_text(json.dumps(plan))
+    assert step_of_run(folder, 2)[2:] == steps[2]
+
+
 def test_what_cannot_be_looked_up_is_told(config, run, tmp_path):
     folder, _ = run
     with pytest.raises(ValueError, match="--step 0 must be at least 1"):
@@ -82,6 +121,10 @@ def test_what_cannot_be_looked_up_is_told(config, run, tmp_path):
     config.write(folder, shards="0" * 64)
     with pytest.raises(ValueError, match=r"holds other shards \(\w{12}\) than the run was trained on \(000000000000\)"):
         step_of_run(folder, 1)
+    (folder / "data_plan.json").unlink()
+    config.write(folder, shards="0" * 64, start=Position(step=6))
+    with pytest.raises(ValueError, match="data_plan.json was made anew at step 7: it tells none before"):
+        step_of_run(folder, 6)
     (folder / "data_plan.json").write_text("{")
     with pytest.raises(ValueError, match="data_plan.json cannot be read"):
         step_of_run(folder, 1)

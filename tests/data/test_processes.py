@@ -22,6 +22,11 @@ def test_an_error_in_a_process_reaches_the_caller(workers):
         list(in_processes(int, ["1", "x", "2"], workers))
 
 
+def test_a_process_that_dies_is_told():
+    with pytest.raises(ChildProcessError, match="exit code -9 at its work"):
+        list(in_processes(signal.raise_signal, [signal.SIGKILL] * 2, 2))
+
+
 def test_few_items_wait_at_a_time():
     taken = []
     results = in_processes(abs, (taken.append(n) or n for n in range(50)), 2)

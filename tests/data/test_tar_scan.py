@@ -1,13 +1,15 @@
 """Tars of every writer are read alike; every damage to one is told with its byte."""
 
 import io
+import re
 import tarfile
 
 import pytest
 import webdataset
+from webdataset.tariterators import base_plus_ext
 
 from data.shards import ShardWriter
-from data.tar_scan import TarDamage, TarScan, tar_problems
+from data.tar_scan import PICKLES, TarDamage, TarScan, is_pickle, name_problem, split_name, tar_problems
 from tests.data.test_shards import SAMPLES, write
 
 
@@ -157,3 +159,33 @@ def test_a_hostile_size_ends_the_scan(size):
     block = block[:148] + b"%06o\0 " % sum(block) + block[156:]
     with pytest.raises(TarDamage, match="broken header|inside 'a.json'"):
         scanned(block + bytes(1024))
+
+
+@pytest.mark.parametrize("name", ["a.json", "film/a.latent.safetensors", "x/y/z.text.safetensors", "../../evil.json"])
+def test_names_are_cut_as_webdataset_cuts_them(name):
+    assert split_name(name) == base_plus_ext(name)
+
+
+def test_the_current_folder_is_no_part_of_a_key_and_extensions_are_small():
+    assert split_name("./film/a.JSON") == ("film/a", "json")
+    assert split_name("README") == split_name("a/") == split_name(".hidden") == ("", "")
+
+
+@pytest.mark.parametrize("name", ["../a.json", "a/../b.json", "/a.json", "a\\b.json"])
+def test_names_that_lead_out_are_hostile(name):
+    assert name_problem(name) == "hostile name: it leads out of the folder"
+
+
+@pytest.mark.parametrize("extension", PICKLES)
+def test_pickles_are_known_by_their_last_extension(extension):
+    assert is_pickle(extension)
+    assert is_pickle(f"latent.{extension}")
+    assert re.match("pickle member", name_problem(f"a.{extension.upper()}"))
+
+
+def test_good_names_have_no_problem():
+    assert name_problem("film/a.latent.safetensors") is None
+    assert name_problem("./a.json") is None
+    assert not is_pickle("json")
+    assert "must be KEY.EXTENSION" in name_problem("README")
+    assert "bad key: sample key 'a b'" in name_problem("a b.json")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from data.plan import PlanConfig
 from model.codec import CodecConfig, build_codec, save_codec
 from model.codec_patch import PatchCodecConfig
 from tests.trainer.run_case import MODEL, ROOT, STEPS, environment, overrides
@@ -176,17 +177,19 @@ def test_other_settings_at_resume_are_refused_unless_allowed(commands, inputs):
     changes = {"folder": "changed", "run__steps": 4}
     commands.run(overrides(**changes), cwd=inputs).ok()
     before = tree(inputs)
-    changes |= {"run__steps": 6, "schedule__lr": 1e-3, "optim__weight_decay": 0.5}
+    changes |= {"run__steps": 6, "schedule__lr": 1e-3, "optim__weight_decay": 0.5, "data__window": 3}
     sentence = commands.run(overrides(**changes), cwd=inputs).refused()
     assert "changed/checkpoints/step_00000004 was saved under other settings" in sentence
     assert "optim.weight_decay: 0.01 -> 0.5; run.steps: 4 -> 6; schedule.lr: 0.003 -> 0.001" in sentence
     assert "allow_changes=true" in sentence
     assert tree(inputs) == before
     allowed = commands.run([*overrides(**changes), "allow_changes=true"], cwd=inputs).ok()
-    assert "resumed under other settings: optim.weight_decay" in allowed.err
+    assert "resumed under other settings: data.window: 4096 -> 3; optim.weight_decay" in allowed.err
     assert steps_logged(inputs / "changed") == list(range(1, 7))
     resumed = CheckpointReader(inputs / "changed/checkpoints/step_00000006").state
     assert resumed["settings"]["schedule.lr"] == 1e-3
+    plans = [PlanConfig.read(inputs / "changed", step=step) for step in (1, 4, 5, 6)]
+    assert [(plan.window, start.step) for plan, _, start in plans] == [(4096, 0), (4096, 0), (3, 4), (3, 4)]
 
 
 @pytest.fixture
