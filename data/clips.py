@@ -1,5 +1,6 @@
 """Clip shards: KEY.mp4 or an image beside KEY.json in WebDataset tars; written here, and streamed as frames."""
 
+import contextlib
 import hashlib
 import json
 import tarfile
@@ -15,10 +16,10 @@ from webdataset.tariterators import tarfile_samples
 
 from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodedClip, DecodeError, decoded_clip
 from data.lattice import ClipConfig, Window, stream_windows
-from data.member_name import is_pickle
+from data.member_name import is_pickle, split_name
 from data.report import ClipReport
 from data.shards import ShardInfo, ShardWriter, check_key, file_sha256, new_folder, write_bytes
-from data.tar_scan import tar_problems
+from data.tar_scan import TarDamage, TarScan, tar_problems
 
 INDEX_NAME = "clips.json"
 """Written beside the shards: bytes, sha256 and count of each, so that a lost or damaged one is noticed."""
@@ -49,6 +50,10 @@ class Clip:
     native_height: int
     native_width: int
     shard: str
+    clip_key: str
+    """Of the clip that it is a window of."""
+    window: int
+    """Which of its windows it is."""
 
     @property
     def modality(self) -> str:
@@ -137,6 +142,29 @@ def _meta_problem(meta: Any) -> str | None:
     if not isinstance(meta.get("source"), str) or not meta["source"]:
         return 'no source: json needs {"source": ID}, the id that held-out splits go by'
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaPlace:
+    """Where the video or image of a clip lies in its shard."""
+
+    extension: str
+    offset: int
+    size: int
+    sha256: str
+
+
+def media_places(shard: Path) -> dict[str, MediaPlace]:
+    """By key, those of all clips of a shard up to where it is damaged, which `read_clips` tells."""
+    places: dict[str, MediaPlace] = {}
+    with open(shard, "rb") as file, contextlib.suppress(TarDamage):
+        scan = TarScan(file, shard.stat().st_size)
+        for entry in scan.entries():
+            key, extension = split_name(entry.name)
+            if entry.kind == "file" and extension in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS and key not in places:
+                sha256 = hashlib.sha256(scan.payload(entry)).hexdigest()
+                places[key] = MediaPlace(extension=extension, offset=entry.offset, size=entry.size, sha256=sha256)
+    return places
 
 
 def clip_shards(folder: str | Path) -> list[Path]:
@@ -262,11 +290,10 @@ def _windows(
 
 def windows_of(source: ClipSource, *, shard: str, config: ClipConfig, report: ClipReport) -> Iterator[Clip]:
     """All windows of one clip; raises DecodeError where the clip, or the rest of it, is no good."""
-    key, number, used = source.key, 0, 0
+    number, used = 0, 0
     try:
         for decoded, window in _streamed(source.media, config, extension=source.extension):
-            name = key if window.is_only else f"{key}_w{number:02d}"
-            clip = _clip(name, decoded, window, meta=source.meta, shard=shard)
+            clip = _clip(source, decoded, window, number=number, shard=shard)
             report.source_clips += number == 0
             report.windows += 1
             report.images += clip.modality == "image"
@@ -334,11 +361,12 @@ def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return media[0], meta
 
 
-def _clip(name: str, decoded: DecodedClip, window: Window[Tensor], *, meta: dict[str, Any], shard: str) -> Clip:
+def _clip(source: ClipSource, decoded: DecodedClip, window: Window[Tensor], *, number: int, shard: str) -> Clip:
+    meta = source.meta
     frames_T3HW = torch.stack(window.frames)
     window.frames.clear()  # else the pictures would be held beside their copy while the clip is encoded
     return Clip(
-        key=name,
+        key=source.key if window.is_only else f"{source.key}_w{number:02d}",
         frames_T3HW=frames_T3HW,
         captions=meta["captions"],
         source=meta["source"],
@@ -347,4 +375,6 @@ def _clip(name: str, decoded: DecodedClip, window: Window[Tensor], *, meta: dict
         native_height=decoded.native_height,
         native_width=decoded.native_width,
         shard=shard,
+        clip_key=source.key,
+        window=number,
     )
