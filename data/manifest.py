@@ -325,9 +325,7 @@ def _outline(described: dict[str, Any]) -> str:
 
 
 def _check_shards(storage: Storage, shards: tuple[ShardInfo, ...]) -> None:
-    shards = tuple(shard for shard in shards if shard.sha256)  # planned ones are no files
-    if not shards:
-        return
+    shards = tuple(shard for shard in shards if not shard.is_planned)
     sizes = storage.sizes([shard.name for shard in shards])
     for shard in shards:
         where, size = storage.where(shard.name), sizes[shard.name]

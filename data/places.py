@@ -136,8 +136,10 @@ class Places:
 
     def where(self, number: int) -> str:
         """Shard and key, as errors name them."""
-        manifest = self.data.manifests[self.source[number]]
+        manifest, files = self.data.manifests[self.source[number]], self.columns.get("text_file")
         shard = manifest.shards[manifest.chunks.shard[self.chunk[number]]].name
+        if files is not None and files[number]:
+            return f"{manifest.folder}: sample {self.columns['key'][number]}"
         return f"{manifest.storage.where(shard)}: sample {self.columns['key'][number]}"
 
 

@@ -31,12 +31,17 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """One finished shard; `name` is relative to its folder. Without a `sha256` it is planned, and no file."""
+    """One finished shard; `name` is relative to its folder."""
 
     name: str
     bytes: int
     count: int
     sha256: str
+    """Empty where it is only planned: then it is no file, and its samples are made when they are needed."""
+
+    @property
+    def is_planned(self) -> bool:
+        return not self.sha256
 
 
 def check_key(key: str) -> None:

@@ -1,105 +1,45 @@
 """Training on clips that were not encoded before: each is encoded when a step first needs it, and kept in a cache.
 
-Planning decodes all clips once, without a network, and writes the manifest that `trainer.encode` would write, but for
-checksums: the same rows in the same order. So packs, steps and ranks are those of encoded shards, and the loader asks
-for the members of a step's samples before it reads them, a few steps ahead.
+The loader asks for the members of a step's samples before it reads them, a few steps ahead; what is in the cache is
+read from there. See `trainer.online_plan` for how packs are planned before anything is encoded.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
 from data.cache import Cache, Kept
-from data.clips import (
-    Clip,
-    ClipSource,
-    MediaPlace,
-    clip_shards,
-    count_clips,
-    media_places,
-    read_clips,
-    windows_of,
-)
+from data.clips import Clip, ClipSource, MediaPlace, windows_of
 from data.decode import DecodeError
-from data.latents import EncodedSample, LatentWriter, latent_members, text_members
-from data.manifest import FILE_NAME, Manifest
+from data.latents import latent_members, text_members
+from data.manifest import Manifest
 from data.mixture import DataSet
 from data.report import ClipReport
 from data.rows import MEMBERS
-from data.shards import new_folder, write_bytes
-from data.split import split_of
-from model.codec import VideoCodec, codec_identity
-from model.text import TextEncoder, text_identity
-from parallel.launch import Launch
+from model.codec import codec_identity
+from model.text import text_identity
 from parallel.runtime import Grid
 from trainer.config import TrainConfig
-from trainer.encode import (
-    REPORT_NAME,
-    EncodeConfig,
-    Encoders,
-    Progress,
-    encode_captions,
-    encode_frames,
-    finish,
-    inputs_hash,
-    load_encoders,
-    load_networks,
-    same_size_batches,
-)
+from trainer.encode import Encoders, encode_captions, encode_frames, load_encoders
 from trainer.evaluation import heldout_rows
+from trainer.online_plan import Record, encode_config, read_records
 
 log = logging.getLogger(__name__)
 
-RECORDS_NAME = "clips.jsonl"
-"""In a plan: what each sample is made from, a line each."""
-_HEAD_START_S = 2.0
-"""Of rank 0 with a plan, since it is the one that says how far it is."""
+_IDLE_SAMPLES = 1000
+"""The networks leave the memory when the cache had so many samples in a row."""
 _ENTRY_BYTES = 512
 """What an entry of the cache takes beside its members, about."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What a sample is made from."""
-
-    key: str
-    shard: str
-    clip_key: str
-    window: int
-    captions: dict[str, str]
-    media: MediaPlace
-
-
-def with_plan(config: TrainConfig) -> TrainConfig:
-    """Where `data.clips` are given, with `data.folder` of their plan, which is made if it is not there."""
-    data = config.data
-    if data.clips is None:
-        return config
-    if data.folder is not None:
-        raise ValueError(f"data.folder={data.folder} and data.clips={data.clips} are both given: leave out one")
-    job = encode_config(config, folder="")
-    inputs = inputs_hash(job, codec=codec_identity(job.codec), text=text_identity(job.text))
-    folder = Path(data.online.cache) / "plans" / inputs[:16]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if not (folder / FILE_NAME).is_file():
-        if Launch.named().rank:
-            time.sleep(_HEAD_START_S)
-        with _alone(folder.with_suffix(".lock")):
-            if not (folder / FILE_NAME).is_file():
-                make_plan(replace(job, folder=str(folder)), inputs)
-    return replace(config, data=replace(data, folder=str(folder)))
 
 
 def supplied(config: TrainConfig, shards: DataSet) -> DataSet:
@@ -108,104 +48,6 @@ def supplied(config: TrainConfig, shards: DataSet) -> DataSet:
         return shards
     first, *others = shards.manifests
     return replace(shards, manifests=(replace(first, supply=OnlineEncoder(config)), *others))
-
-
-def encode_config(config: TrainConfig, *, folder: str) -> EncodeConfig:
-    """What `trainer.encode` would be told to make the shards that a run on clips does without."""
-    data = config.data
-    assert data.clips is not None
-    if config.clip is None:
-        raise ValueError("clip=null: say how data.clips are cut, as conf/clip/demo.yaml does")
-    return EncodeConfig(
-        clips=data.clips,
-        codec=data.codec,
-        folder=folder,
-        clip=config.clip,
-        text=config.text,
-        shards=data.online.shards,
-        heldout_fraction=data.online.heldout_fraction,
-    )
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time; the end of a process ends its turn."""
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that plans the same clips")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def make_plan(config: EncodeConfig, inputs: str) -> None:
-    """Decode all clips and write what they will be: manifest, records, and a report of what is left out."""
-    codec, text = load_networks(config)
-    report = ClipReport()
-    log.info("planning %s: clips are decoded once to know their sizes", config.clips)
-    with new_folder(Path(config.folder)) as scratch:
-        writer = LatentWriter(scratch, config.shards, patch_size=config.clip.patch_size, is_planned=True)
-        with open(scratch / RECORDS_NAME, "x", encoding="utf-8") as records:
-            plan_parts(config, writer, report, records, sizes=_Sizes(codec, text))
-        finish(writer, Encoders.of(codec, text, config), report=report, config=config, inputs=inputs)
-        described = report.to_json() | {"clips_folder": config.clips}
-        write_bytes(scratch / REPORT_NAME, json.dumps(described, indent=1).encode())
-    for line in report.lines():
-        log.info(line)
-
-
-def plan_parts(
-    config: EncodeConfig, writer: LatentWriter, report: ClipReport, records: TextIO, *, sizes: "_Sizes"
-) -> None:
-    """Rows and records of all clips, in the order in which `trainer.encode` comes to them."""
-    shards, seen = clip_shards(config.clips), set[str]()
-    progress = Progress(report, count_clips(config.clips))
-    for first in range(0, len(shards), config.clip_shards_per_part):
-        part = shards[first : first + config.clip_shards_per_part]
-        media = {path.name: media_places(path) for path in part}
-        clips = read_clips(config.clips, config.clip, report, shards=part, seen=seen)
-        for batch in same_size_batches(clips, config.pixels_per_batch):
-            for clip in batch:
-                try:
-                    if clip.clip_key not in media[clip.shard]:
-                        raise ValueError("broken tar: its place in the shard cannot be told")
-                    writer.write(sizes.sample(clip, split_of(clip.source, config.heldout_fraction)))
-                except ValueError as error:
-                    report.skip(shard=clip.shard, key=clip.key, reason=str(error))
-                    continue
-                record = Record(
-                    key=clip.key,
-                    shard=clip.shard,
-                    clip_key=clip.clip_key,
-                    window=clip.window,
-                    captions=clip.captions,
-                    media=media[clip.shard][clip.clip_key],
-                )
-                records.write(json.dumps(asdict(record)) + "\n")
-            progress.show(writer.columns["video_tokens"])
-        writer.flush()
-
-
-class _Sizes:
-    """Samples of the shape that encoding will give them, all zeros."""
-
-    def __init__(self, codec: VideoCodec, text: TextEncoder) -> None:
-        self.codec, self.text = codec, text
-
-    def sample(self, clip: Clip, split: Any) -> EncodedSample:
-        frames, _, height, width = clip.frames_T3HW.shape
-        grid = self.codec.latent_grid((frames, height, width))
-        return EncodedSample(
-            key=clip.key,
-            latent_CTHW=torch.zeros(self.codec.latent_channels, *grid),
-            text={kind: torch.zeros(self.text.count(text), self.text.dim) for kind, text in clip.captions.items()},
-            captions=clip.captions,
-            source=clip.source,
-            split=split,
-            fps=clip.fps,
-            meta={},
-        )
 
 
 class OnlineEncoder:
@@ -217,16 +59,13 @@ class OnlineEncoder:
         self._cache_bytes = config.data.online.cache_bytes
         self.device = "auto"
         """That of the rank, once it is known."""
-        path = Path(self.config.folder) / RECORDS_NAME
-        try:
-            lines = path.read_bytes().splitlines()
-            self._lines = {json.loads(line)["key"]: line for line in lines}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): delete its folder to plan the clips again") from error
+        self._lines = read_records(Path(self.config.folder))
         self._latent_name = self._name("latent", codec_identity(self.config.codec), asdict(self.config.clip))
         self._text_name = self._name("text", text_identity(self.config.text))
+        self._since_made = 0
+        """Samples asked for since one was made."""
         self._lock = threading.Lock()
-        """The networks and the loader's thread do not mind which thread asks."""
+        """The loader asks from a thread of its own."""
 
     def __call__(self, keys: Sequence[str], members: Sequence[str]) -> list[dict[str, Kept]]:
         """Where the members of samples lie, made if need be. ValueError names the clip and its shard."""
@@ -261,6 +100,9 @@ class OnlineEncoder:
         if "latent" in members:
             key = self._latent_key(record.media, record.window)
             found = found | (self.cache.find(key) or self._make_latents(record))
+        self._since_made += 1
+        if self._since_made == _IDLE_SAMPLES:
+            self.__dict__.pop("_encoders", None)  # loaded again where they are missed
         return found
 
     def _make_text(self, record: Record) -> dict[str, Kept]:
@@ -296,8 +138,14 @@ class OnlineEncoder:
         return latent_members(encode_frames([clip], self._encoders)[0], dtype=self.config.shards.dtype)
 
     def _store(self, record: Record, key: str, members: Callable[[], dict[str, bytes]]) -> dict[str, Kept]:
+        self._since_made = 0
         try:
             return self.cache.store(key, members())
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{self._where(record)}: {self.device} has no memory left to encode it beside training: encode "
+                "the clips first, with trainer.encode"
+            ) from error
         except ValueError as error:
             raise ValueError(
                 f"{self._where(record)}: {error}: take the clip out, or set data.online.shards.dtype=float32"

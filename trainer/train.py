@@ -26,7 +26,8 @@ from trainer.compose import to_dataclass, to_yaml, user_errors
 from trainer.config import TrainConfig, differences, workload
 from trainer.loop import Progress, train
 from trainer.metrics import Metrics
-from trainer.online import OnlineEncoder, begin, with_plan
+from trainer.online import OnlineEncoder, begin
+from trainer.online_plan import with_plan
 from trainer.samples import sample_set
 from trainer.signals import StopRequest
 
