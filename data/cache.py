@@ -112,16 +112,16 @@ class Cache:
             path.unlink(missing_ok=True)
             held -= size
         if held + needed > limit:
-            beside = f" beside {_gib(held)} of other runs of the last hour" if held else ""
+            beside = f" beside {_mib(held)} of other runs of the last hour" if held else ""
             raise ValueError(
-                f"data.online.cache_bytes={limit} ({_gib(limit)}) is too little for these clips, whose latents and "
-                f"texts take {_gib(needed)}{beside}: raise it, or take fewer clips"
+                f"data.online.cache_bytes={limit} ({_mib(limit)}) is too little for these clips, whose latents and "
+                f"texts take {_mib(needed)}{beside}: raise it, or take fewer clips"
             )
         free = shutil.disk_usage(self.folder).free
         if missing > free:
             raise ValueError(
-                f"data.online.cache={self.folder}: what is to be made takes {_gib(missing)}, but the disk has "
-                f"{_gib(free)} left: make room, or give another folder"
+                f"data.online.cache={self.folder}: what is to be made takes {_mib(missing)}, but the disk has "
+                f"{_mib(free)} left: make room, or give another folder"
             )
 
 
@@ -169,5 +169,5 @@ def _up(size: int) -> int:
     return -(-size // _ALIGNED) * _ALIGNED
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.3g} GiB"
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

@@ -302,7 +302,7 @@ class Loader(Iterator[StepData]):
             try:
                 places = places.supplied(self._members)
             except ValueError as error:  # raised at its step
-                places, failure = places.take(np.empty(0, dtype=np.int64)), str(error)
+                places, failure = places.take(np.empty(0, dtype=np.int64)).supplied(self._members), str(error)
         return _Planned(step=step, mine=rows, places=places, failure=failure)
 
     def _places_of(self, rows: np.ndarray) -> Places:

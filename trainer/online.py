@@ -96,10 +96,10 @@ class OnlineEncoder:
         self.cache.make_room(self.sizes(manifest), limit=self._cache_bytes)
 
     def _members(self, record: Record, members: Sequence[str]) -> dict[str, Kept]:
-        found = self.cache.find(self._text_key(record)) or self._make_text(record)
+        found = self._find(record, self._text_key(record)) or self._make_text(record)
         if "latent" in members:
             key = self._latent_key(record.media, record.window)
-            found = found | (self.cache.find(key) or self._make_latents(record))
+            found = found | (self._find(record, key) or self._make_latents(record))
         self._since_made += 1
         if self._since_made == _IDLE_SAMPLES:
             self.__dict__.pop("_encoders", None)  # loaded again where they are missed
@@ -140,7 +140,7 @@ class OnlineEncoder:
     def _store(self, record: Record, key: str, members: Callable[[], dict[str, bytes]]) -> dict[str, Kept]:
         self._since_made = 0
         try:
-            return self.cache.store(key, members())
+            made = members()
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"{self._where(record)}: {self.device} has no memory left to encode it beside training: encode "
@@ -150,11 +150,22 @@ class OnlineEncoder:
             raise ValueError(
                 f"{self._where(record)}: {error}: take the clip out, or set data.online.shards.dtype=float32"
             ) from error
+        try:
+            return self.cache.store(key, made)
         except OSError as error:
-            raise ValueError(
-                f"{self._where(record)}: data.online.cache={self.cache.folder} cannot be written "
-                f"({error.strerror or error}): make room, or give another folder"
-            ) from error
+            raise self._unusable(record, error) from error
+
+    def _find(self, record: Record, key: str) -> dict[str, Kept] | None:
+        try:
+            return self.cache.find(key)
+        except OSError as error:
+            raise self._unusable(record, error) from error
+
+    def _unusable(self, record: Record, error: OSError) -> ValueError:
+        return ValueError(
+            f"{self._where(record)}: data.online.cache={self.cache.folder} cannot be used "
+            f"({error.strerror or error}): make room, or give another folder"
+        )
 
     def _media(self, record: Record) -> bytes:
         """The file of a clip, as it was when it was planned."""

@@ -38,6 +38,7 @@ def words(**changes) -> list[str]:
     """Of a run on clips: short, and looked at in every step."""
     own = {"data__folder": None, "data__clips": "clips", "data__online__cache": "cache", "data__window": 8}
     own |= {"data__tokens_per_pack": 48, "run__steps": 8, "run__evaluate_every": 4, **CLIP}
+    own |= {"data__online__heldout_fraction": 0.3}
     return overrides(**own | changes)
 
 

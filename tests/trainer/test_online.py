@@ -187,7 +187,7 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_clip(planned, tmp_path)
     record = supply._record(key)
     blocked = supply.cache.path(supply._text_key(record)).parent
     blocked.write_text("a file in the place of a folder")
-    with pytest.raises(ValueError, match=rf"clip {record.clip_key}.*: data\.online\.cache=.* cannot be written"):
+    with pytest.raises(ValueError, match=rf"clip {record.clip_key}.*: data\.online\.cache=.* cannot be used"):
         supply([key], ("json", "text"))
 
 

@@ -19,9 +19,8 @@ from trainer.online_plan import RECORDS_NAME, encode_config, read_records, with_
 @pytest.fixture(scope="module")
 def planned(online_clips):
     """A run's config, and its clips encoded under the same settings."""
-    shards = {"data__online__shards__samples_per_shard": 3, "data__online__heldout_fraction": 0.3}
-    run = with_plan(config(online_clips, **shards))
-    encode.run(replace(encode_config(run, folder=str(online_clips / "latents"))))
+    run = with_plan(config(online_clips, data__online__shards__samples_per_shard=3))
+    encode.run(encode_config(run, folder=str(online_clips / "latents")))
     return run
 
 
