@@ -264,11 +264,12 @@ class Loader(Iterator[StepData]):
         for number, planned in reversed(list(enumerate(steps))):
             urgency[np.searchsorted(places.rows, planned.places.rows)] = number
         reads = plan_reads(places, self._members, urgency=urgency)
-        region = arena.allocate(reads.num_bytes)
+        num_bytes = max(1, reads.num_bytes)  # of a step that cannot be had nothing is read
+        region = arena.allocate(num_bytes)
         if region is None and not (is_needed and self._queue.empty()):
             self._unread = steps
             return None
-        region = region or arena.allocate_apart(reads.num_bytes)
+        region = region or arena.allocate_apart(num_bytes)
         jobs = cut_into_jobs(reads, region)
         pool.submit(jobs)
         self._unread, self._began = [], True

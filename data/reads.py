@@ -127,7 +127,7 @@ def _breaks(
     shards: tuple[ShardPlace, ...], shard: np.ndarray, offset: np.ndarray, size: np.ndarray, gap: int | None
 ) -> np.ndarray:
     """Of members sorted by shard and place: whether each begins a read of its own."""
-    is_local = np.array([place.root is None for place in shards])
+    is_local = np.array([place.root is None for place in shards], dtype=bool)
     widest = np.where(is_local, LOCAL_GAP, REMOTE_GAP) if gap is None else np.full(len(shards), gap)
     longest = np.where(is_local, LONGEST_LOCAL, LONGEST_REMOTE)
     if gap is None:

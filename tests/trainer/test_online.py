@@ -12,6 +12,7 @@ from data.pack import Position
 from data.rows import MEMBERS
 from data.step import ReadAhead
 from tests.trainer.online_case import config, words, write_codec
+from parallel.runtime import Grid
 from trainer import evaluate, online
 from trainer.build import open_shards
 from trainer.encode import run as encode
@@ -97,7 +98,7 @@ def damage(clips, key):
 def test_a_clip_that_changed_ends_all_ranks_with_its_name(online_clips, commands, tmp_path):
     shutil.copytree(online_clips / "clips", tmp_path / "clips")
     run = words(folder="run", data__codec=online_clips / "codec")
-    commands.run([*run, "dry_run=true"], cwd=tmp_path).ok()
+    with_plan(config(tmp_path, data__codec=online_clips / "codec"))
     damage(tmp_path / "clips", "shot4")
     sentence = commands.run([*run, "parallel=dp2"], cwd=tmp_path, ranks=2).refused()
     assert sentence.startswith("clips/clips-000001.tar: clip shot4 (window ")
@@ -205,7 +206,21 @@ def test_what_cannot_be_trained_on_is_refused_at_once(online_clips, change, sent
         open_shards(with_plan(config(online_clips, **change)))
 
 
-def test_a_limit_that_the_clips_do_not_fit_is_refused(online_clips, commands, tmp_path):
-    small = {"data__online__cache": tmp_path / "cache", "data__online__cache_bytes": 1000, "folder": tmp_path / "run"}
-    sentence = commands.run(words(**small), cwd=online_clips).refused()
-    assert "data.online.cache_bytes=1000" in sentence and "raise it, or take fewer clips" in sentence
+def test_a_limit_that_the_clips_do_not_fit_is_refused(online_clips, tmp_path):
+    run = with_plan(config(online_clips, data__online__cache=tmp_path / "cache", data__online__cache_bytes=1000))
+    manifest = open_shards(run)[0].manifests[0]
+    with Grid(run.parallel) as grid, pytest.raises(ValueError, match=r"cache_bytes=1000 .* raise it, or take fewer"):
+        online.begin(run, manifest, grid)
+
+
+def test_what_a_run_will_need_is_counted_and_held_out_samples_are_made_first(planned):
+    shards, _ = open_shards(planned)
+    manifest = shards.manifests[0]
+    sizes = manifest.supply.sizes(manifest)
+    with Grid(planned.parallel) as grid:
+        online.begin(planned, manifest, grid)
+    made = manifest.supply.cache.lacks(sizes).keys() ^ sizes.keys()
+    assert len(made) >= 2 * len(manifest.select("heldout")) - 1 > 0
+    for key in made:
+        assert abs(manifest.supply.cache.path(key).stat().st_size - sizes[key]) < 256
+    assert f"{len(made)} of {len(sizes)} latents and texts" in manifest.supply.line(manifest)
