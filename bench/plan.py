@@ -33,7 +33,7 @@ class SimulatedManifest:
         self.order = np.argsort(bucket_n, kind="stable")
         self.tokens, self.rows = tokens_n[self.order].astype(np.int32), range(rows)
         self.bucket_names = tuple(names.tolist())
-        self.hash = hashlib.sha256(tokens_n.tobytes() + str(rows).encode()).hexdigest()
+        self.outline = hashlib.sha256(tokens_n.tobytes() + str(rows).encode()).hexdigest()
         first = np.arange(0, rows, ROWS_PER_SHARD, dtype=np.int64)
         bucket = bucket_n[self.order][self._drawn(first)]
         most = np.maximum.reduceat(self.tokens, np.flatnonzero(np.diff(bucket_n[self.order], prepend=-1)))

@@ -1,5 +1,6 @@
 """Clip shards: KEY.mp4 or an image beside KEY.json in WebDataset tars; written here, and streamed as frames."""
 
+import contextlib
 import hashlib
 import json
 import tarfile
@@ -17,7 +18,7 @@ from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodedClip, DecodeE
 from data.lattice import ClipConfig, Window, stream_windows
 from data.report import ClipReport
 from data.shards import LONGEST_KEY, ShardInfo, ShardWriter, check_key, file_sha256, new_folder, write_bytes
-from data.tar_scan import is_pickle, tar_problems
+from data.tar_scan import TarDamage, TarScan, is_pickle, split_name, tar_problems
 
 INDEX_NAME = "clips.json"
 """Written beside the shards: bytes, sha256 and count of each, so that a lost or damaged one is noticed."""
@@ -48,6 +49,10 @@ class Clip:
     native_height: int
     native_width: int
     shard: str
+    clip_key: str
+    """Of the clip that it is a window of."""
+    window: int
+    """Which of its windows it is."""
 
     @property
     def modality(self) -> str:
@@ -135,6 +140,29 @@ def _meta_problem(meta: Any) -> str | None:
     if not isinstance(meta.get("source"), str) or not meta["source"]:
         return 'no source: json needs {"source": ID}, the id that held-out splits go by'
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaPlace:
+    """Where the video or image of a clip lies in its shard."""
+
+    extension: str
+    offset: int
+    size: int
+    sha256: str
+
+
+def media_places(shard: Path) -> dict[str, MediaPlace]:
+    """By key, those of all clips of a shard up to where it is damaged, which `read_clips` tells."""
+    places: dict[str, MediaPlace] = {}
+    with open(shard, "rb") as file, contextlib.suppress(TarDamage):
+        scan = TarScan(file, shard.stat().st_size)
+        for entry in scan.entries():
+            key, extension = split_name(entry.name)
+            if entry.kind == "file" and extension in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS and key not in places:
+                sha256 = hashlib.sha256(scan.payload(entry)).hexdigest()
+                places[key] = MediaPlace(extension=extension, offset=entry.offset, size=entry.size, sha256=sha256)
+    return places
 
 
 def clip_shards(folder: str | Path) -> list[Path]:
@@ -260,16 +288,10 @@ def _windows(
 
 def windows_of(source: ClipSource, *, shard: str, config: ClipConfig, report: ClipReport) -> Iterator[Clip]:
     """All windows of one clip; raises DecodeError where the clip, or the rest of it, is no good."""
-    key, number, used = source.key, 0, 0
+    number, used = 0, 0
     try:
         for decoded, window in _streamed(source.media, config, extension=source.extension):
-            name = key if window.is_only else f"{key}_w{number:02d}"
-            if len(name) > LONGEST_KEY:
-                raise DecodeError(
-                    f"long key: its window {name!r} would have {len(name)} letters, more than the {LONGEST_KEY} that a "
-                    f"shard holds: shorten the clip's key by {len(name) - LONGEST_KEY}"
-                )
-            clip = _clip(name, decoded, window, meta=source.meta, shard=shard)
+            clip = _clip(source, decoded, window, number=number, shard=shard)
             report.source_clips += number == 0
             report.windows += 1
             report.images += clip.modality == "image"
@@ -337,11 +359,22 @@ def _media_and_meta(sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return media[0], meta
 
 
-def _clip(name: str, decoded: DecodedClip, window: Window[Tensor], *, meta: dict[str, Any], shard: str) -> Clip:
+def _window_key(key: str, number: int) -> str:
+    name = f"{key}_w{number:02d}"
+    if len(name) > LONGEST_KEY:
+        raise DecodeError(
+            f"long key: its window {name!r} would have {len(name)} letters, more than the {LONGEST_KEY} that a shard "
+            f"holds: shorten the clip's key by {len(name) - LONGEST_KEY}"
+        )
+    return name
+
+
+def _clip(source: ClipSource, decoded: DecodedClip, window: Window[Tensor], *, number: int, shard: str) -> Clip:
+    meta = source.meta
     frames_T3HW = torch.stack(window.frames)
     window.frames.clear()  # else the pictures would be held beside their copy while the clip is encoded
     return Clip(
-        key=name,
+        key=source.key if window.is_only else _window_key(source.key, number),
         frames_T3HW=frames_T3HW,
         captions=meta["captions"],
         source=meta["source"],
@@ -350,4 +383,6 @@ def _clip(name: str, decoded: DecodedClip, window: Window[Tensor], *, meta: dict
         native_height=decoded.native_height,
         native_width=decoded.native_width,
         shard=shard,
+        clip_key=source.key,
+        window=number,
     )

@@ -53,6 +53,8 @@ def examine_latents(given: argparse.Namespace) -> int:
         print(f"DAMAGED  {line}")
     checked = "every byte" if given.deep else "sizes and structure (--deep for every byte)"
     print(f"checked  {checked}: {problems.count} problems")
+    if planned := sum(shard.is_planned for shard in manifest.shards):
+        print(f"planned  {planned} shards: their samples are made when training needs them")
     codes = [_examine_split(manifest.select(split), split, given) for split in SPLITS]
     return max(int(problems.count > 0), *codes)
 

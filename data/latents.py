@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.manifest import NULL_TEXT_NAME, Identity, write_manifest
 from data.rows import MEMBERS, SCHEMA
-from data.shards import Member, ShardInfo, ShardWriter, check_key, write_bytes
+from data.shards import Member, PlannedShard, ShardInfo, ShardWriter, check_key, write_bytes
 from data.split import Split
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -66,12 +66,17 @@ def _ceil_sqrt(n: int) -> int:
 
 
 class LatentWriter:
-    """Writes samples into shards by bucket, then the manifest. `folder` is scratch until its maker renames it."""
+    """Writes samples into shards by bucket, then the manifest. `folder` is scratch until its maker renames it.
 
-    def __init__(self, folder: Path, config: LatentConfig, *, patch_size: tuple[int, int, int]) -> None:
-        self.folder, self.config, self.patch_size = folder, config, patch_size
+    With `is_planned` only the manifest is written, of samples whose values are not known yet, but their shapes.
+    """
+
+    def __init__(
+        self, folder: Path, config: LatentConfig, *, patch_size: tuple[int, int, int], is_planned: bool = False
+    ) -> None:
+        self.folder, self.config, self.patch_size, self.is_planned = folder, config, patch_size, is_planned
         self.shards: list[ShardInfo] = []
-        self._open: dict[str, ShardWriter] = {}
+        self._open: dict[str, ShardWriter | PlannedShard] = {}
         self._count: dict[str, int] = {}
         self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         """The manifest's rows so far."""
@@ -112,29 +117,23 @@ class LatentWriter:
         """Extension -> bytes."""
         if not sample.text:
             raise ValueError("no text: a sample needs at least one caption kind")
-        dtype = DTYPES[self.config.dtype]
-        latent = {"latent": sample.latent_CTHW.detach().cpu().to(dtype).contiguous()}
-        text = {kind: value.detach().cpu().to(dtype).contiguous() for kind, value in sample.text.items()}
-        for name, tensor in (latent | text).items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"not finite: {name} has NaN or Inf as {self.config.dtype}")
+        latent = latent_members(sample.latent_CTHW, dtype=self.config.dtype)
+        text = text_members(sample.text, sample.captions, dtype=self.config.dtype)
         meta = sample.meta | {
             "fps": sample.fps,
             "captions": sample.captions,
             "source": sample.source,
             "split": sample.split,
         }
-        return {
-            MEMBERS["json"]: json.dumps(meta).encode(),
-            MEMBERS["latent"]: safetensors.torch.save(latent),
-            MEMBERS["text"]: safetensors.torch.save(text),
-        }
+        own = {} if self.is_planned else {"json": json.dumps(meta).encode()}
+        return {MEMBERS[member]: data for member, data in (latent | text | own).items()}
 
-    def _writer(self, bucket: str) -> ShardWriter:
+    def _writer(self, bucket: str) -> ShardWriter | PlannedShard:
         if bucket not in self._open:
             number = self._count.get(bucket, 0)
             self._count[bucket] = number + 1
-            self._open[bucket] = ShardWriter(self.folder, f"{bucket}/{number:06d}.tar")
+            name = f"{bucket}/{number:06d}.tar"
+            self._open[bucket] = PlannedShard(name) if self.is_planned else ShardWriter(self.folder, name)
         return self._open[bucket]
 
     def _close(self, bucket: str) -> None:
@@ -182,6 +181,24 @@ class LatentWriter:
         whole = Identity(patch_size=self.patch_size, null_text_xxh3=xxhash.xxh3_64_intdigest(null), **identity)
         shards = sorted(self.shards, key=lambda shard: shard.name)
         return write_manifest(self.folder, self.columns, identity=whole, shards=shards)
+
+
+def latent_members(latent_CTHW: Tensor, *, dtype: str) -> dict[str, bytes]:
+    """The stored member that depends on the frames. ValueError where it is not finite."""
+    return {"latent": _tensor_bytes({"latent": latent_CTHW}, dtype)}
+
+
+def text_members(text: Mapping[str, Tensor], captions: Mapping[str, str], *, dtype: str) -> dict[str, bytes]:
+    """The stored members that depend on the captions alone. ValueError where they are not finite."""
+    return {"json": json.dumps({"captions": captions}).encode(), "text": _tensor_bytes(text, dtype)}
+
+
+def _tensor_bytes(tensors: Mapping[str, Tensor], dtype: str) -> bytes:
+    stored = {name: value.detach().cpu().to(DTYPES[dtype]).contiguous() for name, value in tensors.items()}
+    for name, tensor in stored.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"not finite: {name} has NaN or Inf as {dtype}")
+    return safetensors.torch.save(stored)
 
 
 def video_tokens(latent_CTHW: Tensor, patch_size: tuple[int, int, int]) -> int:

@@ -44,7 +44,7 @@ class SampleReader:
 
     def read(self, row: int, *, caption_kind: str | None = None) -> Sample:
         """One sample; only one caption's embedding if a kind is named. ValueError names shard and key."""
-        places = Places.of(self.data, [row])
+        places = Places.of(self.data, [row]).supplied(self._wanted)
         reads = plan_reads(places, self._wanted, gap=NEIGHBOURS)
         memory = torch.empty(reads.num_bytes, dtype=torch.uint8)
         region = Region(tensor=memory, start=0, memory=memory.numpy().data)
@@ -86,6 +86,8 @@ class _Planned:
     """Rows of this rank's packs."""
     places: Places
     """Of these rows."""
+    failure: str | None = None
+    """Why one of them cannot be had; `places` are then empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,11 +264,12 @@ class Loader(Iterator[StepData]):
         for number, planned in reversed(list(enumerate(steps))):
             urgency[np.searchsorted(places.rows, planned.places.rows)] = number
         reads = plan_reads(places, self._members, urgency=urgency)
-        region = arena.allocate(reads.num_bytes)
+        num_bytes = max(1, reads.num_bytes)  # of a step that cannot be had nothing is read
+        region = arena.allocate(num_bytes)
         if region is None and not (is_needed and self._queue.empty()):
             self._unread = steps
             return None
-        region = region or arena.allocate_apart(reads.num_bytes)
+        region = region or arena.allocate_apart(num_bytes)
         jobs = cut_into_jobs(reads, region)
         pool.submit(jobs)
         self._unread, self._began = [], True
@@ -295,7 +298,13 @@ class Loader(Iterator[StepData]):
         )
         self._position = after
         rows = tuple(pack.rows for pack in mine)
-        return _Planned(step=step, mine=rows, places=self._places_of(np.array([row for pack in rows for row in pack])))
+        places, failure = self._places_of(np.array([row for pack in rows for row in pack])), None
+        if self._arena is not None:
+            try:
+                places = places.supplied(self._members)
+            except ValueError as error:  # raised at its step
+                places, failure = places.take(np.empty(0, dtype=np.int64)).supplied(self._members), str(error)
+        return _Planned(step=step, mine=rows, places=places, failure=failure)
 
     def _places_of(self, rows: np.ndarray) -> Places:
         """Look up rows; with them all of the window that is planned from, whose rows are all over the manifest."""
@@ -312,6 +321,8 @@ class Loader(Iterator[StepData]):
         wrong = _wrong_samples(chunk)
         starts = chunk.reads.starts()
         for planned in chunk.steps:
+            if planned.failure is not None:
+                raise ValueError(planned.failure)
             numbers = np.searchsorted(chunk.reads.places.rows, planned.places.rows).tolist()
             for number in numbers:
                 if number in wrong:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import safetensors.torch
 import xxhash
 from torch import Tensor
 
+from data.cache import Supply
 from data.rows import SCHEMA, Column, Rows, digests_of, write_rows
 from data.shards import ShardInfo
 from data.split import SPLITS, Split
@@ -31,6 +32,8 @@ SCHEMA_VERSION = 2
 _METADATA_KEY = b"tessera"
 _HASH_KEY = b"tessera.hash"
 _AGAIN = "encode the clips again"
+_VALUES = ("_offset", "_size", "_xxh3")
+"""Ends of the columns that depend on what is stored of a sample; the others are known before it is encoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,11 @@ class BucketSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Rows of one data set, or of one split of it; rows keep their numbers. `hash` names exactly these rows."""
+    """Rows of one data set, or of one split of it; rows keep their numbers. `hash` names exactly these rows.
+
+    `outline` names them by their keys, sizes and order alone, which the order of an epoch depends on: it is known
+    before anything is encoded, and the same wherever the same clips are.
+    """
 
     storage: Storage
     rows: Rows
@@ -104,6 +111,9 @@ class Manifest:
     bucket_names: tuple[str, ...]
     chunks: Chunks
     hash: str
+    outline: str
+    supply: Supply | None = field(default=None, compare=False)
+    """Makes the members of planned samples; None where the shards are there."""
 
     @classmethod
     def read(cls, folder: str | Path, *, check_shards: bool = True) -> "Manifest":
@@ -138,6 +148,7 @@ class Manifest:
             bucket_names=tuple(described["buckets"]),
             chunks=chunks,
             hash=stored_hash,
+            outline=_outline(described),
         )
 
     def __len__(self) -> int:
@@ -178,7 +189,7 @@ class Manifest:
 
     def select(self, split: Split) -> "Manifest":
         kept = self.chunks.take(self.chunks.split == SPLITS.index(split))
-        return replace(self, chunks=kept, hash=_derived(self.hash, f"split={split}"))
+        return self._derived(kept, f"split={split}")
 
     def head(self, samples: int) -> "Manifest":
         before = np.cumsum(self.chunks.count) - self.chunks.count
@@ -191,7 +202,13 @@ class Manifest:
                 tokens.min(),
                 tokens.max(),
             )
-        return replace(self, chunks=kept, hash=_derived(self.hash, f"head={samples}"))
+        return self._derived(kept, f"head={samples}")
+
+    def _derived(self, chunks: Chunks, what: str) -> "Manifest":
+        """Some of its rows; `what` says which."""
+        return replace(
+            self, chunks=chunks, hash=_sha256(f"{self.hash} {what}"), outline=_sha256(f"{self.outline} {what}")
+        )
 
     def require_identity(
         self, *, codec: str | None = None, text: str | None = None, patch_size: tuple[int, int, int] | None = None
@@ -284,14 +301,24 @@ def _identity(described: dict[str, Any]) -> Identity:
 
 def _hash(described: dict[str, Any]) -> str:
     """Names the rows by what their columns hash to, and all that is said about them."""
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return _sha256(json.dumps(described, sort_keys=True))
 
 
-def _derived(parent: str, what: str) -> str:
-    return hashlib.sha256(f"{parent} {what}".encode()).hexdigest()
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _outline(described: dict[str, Any]) -> str:
+    """Names the rows by what is known of them before they are encoded."""
+    digests = [
+        {name: digest for name, digest in group.items() if not name.endswith(_VALUES)} for group in described["digests"]
+    ]
+    shards = [[shard["name"], shard["count"]] for shard in described["shards"]]
+    return _hash({"chunks": described["chunks"], "buckets": described["buckets"], "shards": shards, "rows": digests})
 
 
 def _check_shards(storage: Storage, shards: tuple[ShardInfo, ...]) -> None:
+    shards = tuple(shard for shard in shards if not shard.is_planned)
     sizes = storage.sizes([shard.name for shard in shards])
     for shard in shards:
         where, size = storage.where(shard.name), sizes[shard.name]

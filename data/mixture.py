@@ -64,9 +64,17 @@ class DataSet:
     @cached_property
     def hash(self) -> str:
         """Names the rows and their weights; of a single manifest that is its own."""
+        return self._named([manifest.hash for manifest in self.manifests])
+
+    @cached_property
+    def outline(self) -> str:
+        """The same of what is known of the rows before they are encoded."""
+        return self._named([manifest.outline for manifest in self.manifests])
+
+    def _named(self, names: list[str]) -> str:
         if self.weights == (1.0,):
-            return self.manifests[0].hash
-        parts = [[manifest.hash, weight] for manifest, weight in zip(self.manifests, self.weights, strict=True)]
+            return names[0]
+        parts = [[name, weight] for name, weight in zip(names, self.weights, strict=True)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @cached_property

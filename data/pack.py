@@ -77,7 +77,7 @@ class PackPlan:
             _require_room(data, tokens_per_pack)
         shaping = f"best-fit {tokens_per_pack=} {window=} {mix_hash(self.mix)}"
         self.settings_hash = hashlib.sha256(shaping.encode()).hexdigest()
-        self._identity = f"{data.hash} {self.settings_hash}"
+        self._identity = f"{data.outline} {self.settings_hash}"
         self._order = EpochOrder(data.stretches(self.mix), seed=seed, identity=self._identity, window=window)
         self._windows: OrderedDict[tuple[int, int], list[PlannedPack]] = OrderedDict()
 

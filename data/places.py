@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ class Places:
     chunk: np.ndarray
     """Of that manifest, which knows shard and bucket."""
     columns: dict[str, Column]
+    """For samples that are supplied also the file of each of their members; empty for those in shards."""
 
     @classmethod
     def of(cls, data: DataSet, rows: Sequence[int] | np.ndarray) -> "Places":
@@ -52,11 +53,35 @@ class Places:
             rows=rows,
             source=np.concatenate([part.source for part in parts])[first],
             chunk=np.concatenate([part.chunk for part in parts])[first],
-            columns={name: np.concatenate([part.columns[name] for part in parts])[first] for name in _COLUMNS},
+            columns={name: np.concatenate([part.columns[name] for part in parts])[first] for name in parts[0].columns},
         )
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def supplied(self, members: Sequence[str]) -> "Places":
+        """With members of planned samples made, and where they lie. ValueError where one cannot be."""
+        if all(manifest.supply is None for manifest in self.data.manifests):
+            return self
+        columns = {name: values.copy() for name, values in self.columns.items()}
+        columns |= {f"{member}_file": np.full(len(self), "", dtype=object) for member in members}
+        for source, manifest in enumerate(self.data.manifests):
+            here = np.flatnonzero(self.source == source)
+            if manifest.supply is None or not len(here):
+                continue
+            found = manifest.supply(self.columns["key"][here].tolist(), members)
+            for number, kept in zip(here.tolist(), found, strict=True):
+                for member in members:
+                    place, planned = kept[member].place, int(self.columns[f"{member}_size"][number])
+                    if place.size != planned:
+                        raise ValueError(
+                            f"{self.where(number)}: its {member} takes {place.size} bytes, not the {planned} that were "
+                            f"planned: delete {manifest.folder} to plan the clips again"
+                        )
+                    columns[f"{member}_file"][number] = kept[member].path
+                    columns[f"{member}_offset"][number] = place.offset
+                    columns[f"{member}_xxh3"][number] = place.xxh3
+        return replace(self, columns=columns)
 
     def has(self, rows: np.ndarray) -> bool:
         """Whether all these rows are among them."""
@@ -102,8 +127,10 @@ class Places:
 
     def where(self, number: int) -> str:
         """Shard and key, as errors name them."""
-        manifest = self.data.manifests[self.source[number]]
+        manifest, files = self.data.manifests[self.source[number]], self.columns.get("text_file")
         shard = manifest.shards[manifest.chunks.shard[self.chunk[number]]].name
+        if files is not None and files[number]:
+            return f"{manifest.folder}: sample {self.columns['key'][number]}"
         return f"{manifest.storage.where(shard)}: sample {self.columns['key'][number]}"
 
 

@@ -61,7 +61,7 @@ def plan_reads(
     """
     count = len(places)
     owner, kind = np.repeat(np.arange(count), len(members)), np.tile(np.arange(len(members)), count)
-    shard = np.repeat(places.shard, len(members))
+    shards, shard = _files(places, members)
     columns = {
         what: np.stack([places.columns[f"{member}_{what}"] for member in members], axis=1).ravel()
         for what in ("offset", "size", "xxh3")
@@ -69,8 +69,6 @@ def plan_reads(
     order = np.lexsort((columns["offset"], shard))
     owner, kind, shard = owner[order], kind[order], shard[order]
     offset, size, xxh3 = (columns[what][order] for what in ("offset", "size", "xxh3"))
-    numbers, shard = np.unique(shard, return_inverse=True)
-    shards = tuple(shard_place(places.data, int(number)) for number in numbers)
     first = _breaks(shards, shard, offset, size, gap)
     read_of = np.cumsum(first) - 1
     begins = np.flatnonzero(first)
@@ -105,6 +103,18 @@ def plan_reads(
     )
 
 
+def _files(places: Places, members: tuple[str, ...]) -> tuple[tuple[ShardPlace, ...], np.ndarray]:
+    """What members lie in: shards, then files of their own; and for each member of each sample which of them."""
+    numbers, shard = np.unique(np.repeat(places.shard, len(members)), return_inverse=True)
+    shards = tuple(shard_place(places.data, int(number)) for number in numbers)
+    if f"{members[0]}_file" not in places.columns:
+        return shards, shard
+    name = np.stack([places.columns[f"{member}_file"] for member in members], axis=1).ravel()
+    names, own = np.unique(name, return_inverse=True)
+    files = tuple(ShardPlace(root=None, name=file, bytes=0) for file in names.tolist())
+    return shards + files, np.where(name == "", shard, len(shards) + own)
+
+
 def packed_starts(places: Places, members: tuple[str, ...]) -> tuple[list[dict[str, int]], int]:
     """Where members lie that are laid one after another, sample by sample, and the bytes of all."""
     size = np.stack([places.columns[f"{member}_size"] for member in members], axis=1)
@@ -117,7 +127,7 @@ def _breaks(
     shards: tuple[ShardPlace, ...], shard: np.ndarray, offset: np.ndarray, size: np.ndarray, gap: int | None
 ) -> np.ndarray:
     """Of members sorted by shard and place: whether each begins a read of its own."""
-    is_local = np.array([place.root is None for place in shards])
+    is_local = np.array([place.root is None for place in shards], dtype=bool)
     widest = np.where(is_local, LOCAL_GAP, REMOTE_GAP) if gap is None else np.full(len(shards), gap)
     longest = np.where(is_local, LONGEST_LOCAL, LONGEST_REMOTE)
     if gap is None:

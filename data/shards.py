@@ -37,6 +37,11 @@ class ShardInfo:
     bytes: int
     count: int
     sha256: str
+    """Empty where it is only planned: then it is no file, and its samples are made when they are needed."""
+
+    @property
+    def is_planned(self) -> bool:
+        return not self.sha256
 
 
 def check_key(key: str) -> None:
@@ -104,6 +109,28 @@ class ShardWriter:
         return ShardInfo(
             name=self.name, bytes=self._hashing.size, count=self.count, sha256=self._hashing.sha256.hexdigest()
         )
+
+
+class PlannedShard:
+    """A shard that is never written: it only says where members would lie. Its checksums are 0, and empty."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.count, self._offset = name, 0, 0
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> dict[str, Member]:
+        """As `ShardWriter.write`; of the members only their sizes are taken."""
+        check_key(key)
+        places = {}
+        for extension in sorted(members):
+            size = len(members[extension])
+            places[extension] = Member(offset=self._offset + _BLOCK, size=size, xxh3=0)
+            self._offset += _BLOCK + -(-size // _BLOCK) * _BLOCK
+        self.count += 1
+        return places
+
+    def close(self) -> ShardInfo:
+        """What a manifest says of it."""
+        return ShardInfo(name=self.name, bytes=self._offset, count=self.count, sha256="")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -52,13 +52,7 @@ class TextEncoder:
     def __init__(self, config: TextConfig, *, device: torch.device | str = "cpu") -> None:
         self.config = config
         self.device = torch.device(device)
-        root = _weights_folder(config)
-        self._weights = _subfolder(root, "text_encoder")
-        self._tokens = _subfolder(root, "tokenizer")
-        for folder, pattern in ((self._weights, "config.json"), (self._weights, "*.safetensors")):
-            if not any(folder.glob(pattern)):
-                raise ValueError(f"text.path={root}: there is no {pattern} in {folder}; weights must be safetensors")
-        self._tokenizer, network = _load(config, weights=self._weights, tokens=self._tokens)
+        self._tokenizer, network = _load(config, *weights_folders(config))
         self._network = network.to(self.device).eval().requires_grad_(False)
 
     @property
@@ -89,20 +83,13 @@ class TextEncoder:
         """What guidance and dropped captions use in place of a text: the embedding of the empty one."""
         return self.encode([""])[0]
 
-    def identity(self) -> str:
-        """Hash of weights, tokenizer and settings of an embedding, whatever folder they are read from.
+    def count(self, text: str) -> int:
+        """n, the tokens that `encode` gives the text; the network is not asked."""
+        return len(self._tokenize(text))
 
-        Padding is not among them: it comes after.
-        """
-        digest = hashlib.sha256()
-        settings = {key: value for key, value in asdict(replace(self.config, pad_to=None)).items() if key != "path"}
-        digest.update(repr(sorted(settings.items())).encode())
-        files = [self._weights / "config.json", *sorted(self._weights.glob("*.safetensors"))]
-        files += [self._tokens / name for name in TOKENIZER_FILES if (self._tokens / name).is_file()]
-        for path in files:
-            with path.open("rb") as file:
-                digest.update(f"\n{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-        return digest.hexdigest()
+    def identity(self) -> str:
+        """See `text_identity`."""
+        return text_identity(self.config)
 
     def _tokenize(self, text: str) -> list[int]:
         clean = " ".join(text.split())
@@ -112,6 +99,23 @@ class TextEncoder:
             if whole > len(ids):
                 log.warning("text of %d tokens cut to text.max_tokens=%d: %.60s...", whole, len(ids), clean)
         return ids
+
+
+def text_identity(config: TextConfig) -> str:
+    """Hash of weights, tokenizer and settings of an embedding, whatever folder they are read from.
+
+    Padding is not among them: it comes after.
+    """
+    weights, tokens = weights_folders(config)
+    digest = hashlib.sha256()
+    settings = {key: value for key, value in asdict(replace(config, pad_to=None)).items() if key != "path"}
+    digest.update(repr(sorted(settings.items())).encode())
+    files = [weights / "config.json", *sorted(weights.glob("*.safetensors"))]
+    files += [tokens / name for name in TOKENIZER_FILES if (tokens / name).is_file()]
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(f"\n{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    return digest.hexdigest()
 
 
 def pad_text(text_nE: Tensor, pad_to: int | None) -> Tensor:
@@ -137,12 +141,22 @@ def _weights_folder(config: TextConfig) -> Path:
     return Path(package.submodule_search_locations[0]) / "model"
 
 
+def weights_folders(config: TextConfig) -> tuple[Path, Path]:
+    """Of the weights and of the tokenizer; ValueError where there are none that may be read."""
+    root = _weights_folder(config)
+    weights = _subfolder(root, "text_encoder")
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(weights.glob(pattern)):
+            raise ValueError(f"text.path={root}: there is no {pattern} in {weights}; weights must be safetensors")
+    return weights, _subfolder(root, "tokenizer")
+
+
 def _subfolder(root: Path, name: str) -> Path:
     """`root/name` where weights and tokenizer lie apart, as in a diffusers pipeline."""
     return root / name if (root / name).is_dir() else root
 
 
-def _load(config: TextConfig, *, weights: Path, tokens: Path) -> tuple[Any, Any]:
+def _load(config: TextConfig, weights: Path, tokens: Path) -> tuple[Any, Any]:
     """Tokenizer and network."""
     # Imported here: it takes seconds, and a training process reads the config only.
     import transformers

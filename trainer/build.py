@@ -21,6 +21,7 @@ from trainer.batch import Microbatch, PackLayout, PackRecipe, build_microbatch
 from trainer.config import TrainConfig
 from trainer.evaluation import EvaluationSet, heldout_set
 from trainer.metrics import Metrics
+from trainer.online import supplied
 from trainer.samples import SampleSet
 from trainer.sampling import latent_size
 
@@ -99,7 +100,7 @@ class Run:
 def open_shards(config: TrainConfig) -> tuple[DataSet, Curriculum]:
     """All shards, and the plan of their training split; refuses what this run cannot train on."""
     wanted = plan_config(config)
-    shards = wanted.open_shards()
+    shards = supplied(config, wanted.open_shards())
     for manifest in shards.manifests:
         manifest.require_identity(
             codec=codec_identity(config.data.codec),
@@ -113,6 +114,8 @@ def open_shards(config: TrainConfig) -> tuple[DataSet, Curriculum]:
 def plan_config(config: TrainConfig) -> PlanConfig:
     """What the order of a run's data depends on."""
     data = config.data
+    if data.folder is None:
+        raise ValueError("data.folder=null: give latent shards, or data.clips=... to train on clips as they are")
     return PlanConfig(
         folders={data.folder: data.weight, **data.others},
         seed=config.seed,

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data.curriculum import StageConfig
+from data.latents import LatentConfig
+from data.lattice import ClipConfig
 from data.mixture import MixConfig
 from data.step import ReadAhead
 from diffusion.timesteps import FlowConfig
@@ -18,13 +20,35 @@ from trainer.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which latent shards to train on, and how many tokens make a pack and a step."""
+class OnlineConfig:
+    """How clips are trained on that were not encoded before."""
 
-    folder: str
+    cache: str = "runs/cache"
+    """Folder of latents and embeddings as they are made, named by what they are made from: runs and ranks share it."""
+    cache_bytes: int = 100 << 30
+    """When a run starts, what others left there is removed, the longest unused first, until its own will fit."""
+    heldout_fraction: float = 0.1
+    """Share of the sources that is kept from training."""
+    shards: LatentConfig = field(default_factory=LatentConfig)
+    """How `trainer.encode` would store them, which the order follows."""
+
+    def __post_init__(self) -> None:
+        if self.cache_bytes < 1:
+            raise ValueError(f"data.online.cache_bytes={self.cache_bytes} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which latent shards, or which clips, to train on, and how many tokens make a pack and a step."""
+
+    folder: str | None = None
     """Latent shards and their manifest, as `trainer.encode` writes them; a path, or a URL that fsspec can open."""
     codec: str
     """The codec folder the shards were made with; shards of another one are refused."""
+    clips: str | None = None
+    """In place of `folder`: clip shards, which are encoded when a step first needs them."""
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+    """What `clips` go through."""
     tokens_per_pack: int
     packs_per_step: int
     window: int = 4096
@@ -57,7 +81,7 @@ class DataConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
         self.read_ahead()
-        for folder, weight in {self.folder: self.weight, **self.others}.items():
+        for folder, weight in {str(self.folder or self.clips): self.weight, **self.others}.items():
             if not weight > 0:
                 raise ValueError(f"data: the weight {weight} of {folder} must be above 0; leave it out instead")
         if self.folder in self.others:
@@ -152,6 +176,8 @@ class TrainConfig:
     evaluation: EvaluationConfig
     samples: SamplesConfig
     wandb: WandbConfig
+    clip: ClipConfig | None = None
+    """How `data.clips` are cut."""
     dry_run: bool = False
     allow_changes: bool = False
     """Resume although the saved run was made with other settings; the differences are logged."""
@@ -169,7 +195,7 @@ class TrainConfig:
         plain = asdict(self)
         kept = {key: plain[key] for key in ("seed", "model", "flow", "optim", "schedule", "data")}
         movable = ["prefetch_steps", "prefetch_bytes", "workers", "read_timeout_s"]
-        movable += ["folder", "codec", "others", "cost"]  # the shards' hashes are compared
+        movable += ["folder", "clips", "online", "codec", "others", "cost"]  # the shards' hashes are compared
         for name in movable:
             del kept["data"][name]
         kept["text"] = {"pad_to": self.text.pad_to}

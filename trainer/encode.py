@@ -29,7 +29,7 @@ from data.manifest import FILE_NAME, Manifest
 from data.report import ClipReport
 from data.shards import new_folder, restore_folder, write_bytes
 from data.split import split_of
-from model.codec import codec_identity, load_codec
+from model.codec import VideoCodec, codec_identity, load_codec
 from model.text import TextConfig, TextEncoder
 from parallel.launch import Launch
 from trainer.compose import to_dataclass, user_errors
@@ -87,6 +87,16 @@ class Encoders:
     codec_identity: str
     text_identity: str
 
+    @classmethod
+    def of(cls, codec: VideoCodec, text: TextEncoder, config: EncodeConfig) -> "Encoders":
+        """Those of a config, as `load_networks` loaded them."""
+        return cls(
+            to_latent=lambda video_B3THW: codec.to_latent(video_B3THW.to(text.device)),
+            to_text=text.encode,
+            codec_identity=codec_identity(Path(config.codec)),
+            text_identity=text.identity(),
+        )
+
 
 def run(config: EncodeConfig) -> Manifest | None:
     """Encode, or say why there is nothing to do. Returns the manifest, None on a dry run."""
@@ -94,7 +104,7 @@ def run(config: EncodeConfig) -> Manifest | None:
     clip_shards(config.clips)
     restore_folder(Path(config.folder))
     encoders = load_encoders(config)
-    inputs = inputs_hash(config, encoders)
+    inputs = inputs_hash(config, codec=encoders.codec_identity, text=encoders.text_identity)
     standing = standing_manifest(config, inputs)
     if standing is not None:
         log.info(
@@ -132,6 +142,11 @@ def run(config: EncodeConfig) -> Manifest | None:
 
 
 def load_encoders(config: EncodeConfig) -> Encoders:
+    """The networks as functions; see `load_networks`."""
+    return Encoders.of(*load_networks(config), config)
+
+
+def load_networks(config: EncodeConfig) -> tuple[VideoCodec, TextEncoder]:
     """Codec and text encoder from their folders; ValueError where the codec's strides are not the clips'."""
     device = choose_device(config.device)
     codec = load_codec(Path(config.codec)).to(device).eval()
@@ -140,21 +155,15 @@ def load_encoders(config: EncodeConfig) -> Encoders:
             f"codec={config.codec} has strides {tuple(codec.strides)}, but clip.strides={config.clip.strides}: "
             "set clip.strides to the codec's"
         )
-    text = TextEncoder(config.text, device=device)
-    return Encoders(
-        to_latent=lambda video_B3THW: codec.to_latent(video_B3THW.to(device)),
-        to_text=text.encode,
-        codec_identity=codec_identity(Path(config.codec)),
-        text_identity=text.identity(),
-    )
+    return codec, TextEncoder(config.text, device=device)
 
 
-def inputs_hash(config: EncodeConfig, encoders: Encoders) -> str:
+def inputs_hash(config: EncodeConfig, *, codec: str, text: str) -> str:
     """Names everything that decides the bytes of the latent shards."""
     parts = {
         "clips": clip_shards_identity(config.clips),
-        "codec": encoders.codec_identity,
-        "text": encoders.text_identity,
+        "codec": codec,
+        "text": text,
         "clip": asdict(config.clip),
         "shards": asdict(config.shards),
         "heldout_fraction": config.heldout_fraction,
@@ -210,7 +219,7 @@ def encode(
     """Encode and store every clip; one whose latents or text cannot be stored is skipped and reported."""
     for batch in same_size_batches(clips, config.pixels_per_batch):
         latents_BCTHW = encode_frames(batch, encoders)
-        texts = encode_captions(batch, encoders)
+        texts = encode_captions([clip.captions for clip in batch], encoders)
         for clip, latent_CTHW, text in zip(batch, latents_BCTHW, texts, strict=True):
             sample = EncodedSample(
                 key=clip.key,
@@ -242,11 +251,11 @@ def encode_frames(clips: list[Clip], encoders: Encoders) -> Tensor:
     return encoders.to_latent(video_B3THW).float().cpu()
 
 
-def encode_captions(clips: list[Clip], encoders: Encoders) -> list[dict[str, Tensor]]:
+def encode_captions(captions: list[dict[str, str]], encoders: Encoders) -> list[dict[str, Tensor]]:
     """Each clip's caption kinds and their embeddings."""
-    places = [(number, kind) for number, clip in enumerate(clips) for kind in clip.captions]
-    embeddings = encoders.to_text([clips[number].captions[kind] for number, kind in places])
-    texts: list[dict[str, Tensor]] = [{} for _ in clips]
+    places = [(number, kind) for number, kinds in enumerate(captions) for kind in kinds]
+    embeddings = encoders.to_text([captions[number][kind] for number, kind in places])
+    texts: list[dict[str, Tensor]] = [{} for _ in captions]
     for (number, kind), embedding_nE in zip(places, embeddings, strict=True):
         texts[number][kind] = embedding_nE
     return texts

@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from data.manifest import Manifest
+from data.mixture import DataSet
 from model.codec import codec_identity
 from parallel.launch import Launch
 from trainer.compose import to_dataclass, user_errors
@@ -29,6 +30,7 @@ from trainer.evaluation import (
     paired_interval,
 )
 from trainer.inference import Predictor, TrainedModel, load_for_inference
+from trainer.online import supplied
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,9 @@ def _by_level(heldout: EvaluationSet, values_SV: np.ndarray) -> dict[str, float]
 def open_heldout(config: EvaluateConfig, model: TrainedModel) -> EvaluationSet:
     """The held-out clips; refuses shards that this model cannot read."""
     trained = model.config
-    manifest = Manifest.read(config.shards or trained.data.folder)
+    manifest = Manifest.read(config.shards or trained.data.folder or "")
+    if config.shards is None:
+        manifest = supplied(trained, DataSet.of(manifest)).manifests[0]
     codec = model.state.get("codec") or codec_identity(trained.data.codec)
     manifest.require_identity(codec=codec, text=model.state.get("text"), patch_size=trained.model.patch_size)
     if manifest.identity.text_dim != trained.model.text_dim:

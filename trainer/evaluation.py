@@ -66,9 +66,8 @@ def heldout_set(config: TrainConfig, manifest: Manifest, *, max_samples: int, le
     heldout = manifest.select("heldout")
     if len(heldout) == 0:
         return None
-    rows = spread_over_sources(heldout.column("source").tolist(), max_samples)
     reader = SampleReader(heldout)
-    samples = [reader.read(int(heldout.row_numbers[row])) for row in rows]
+    samples = [reader.read(row) for row in heldout_rows(heldout, max_samples)]
     reader.close()
     return EvaluationSet(
         samples=samples,
@@ -77,6 +76,12 @@ def heldout_set(config: TrainConfig, manifest: Manifest, *, max_samples: int, le
         null_text=manifest.null_text(),
         caption_kind=config.evaluation.caption_kind,
     )
+
+
+def heldout_rows(heldout: Manifest, max_samples: int) -> list[int]:
+    """Rows of up to `max_samples` held-out samples, spread over all sources."""
+    chosen = spread_over_sources(heldout.column("source").tolist(), max_samples)
+    return heldout.row_numbers[chosen].tolist()
 
 
 def spread_over_sources(sources: Sequence[str], count: int) -> list[int]:

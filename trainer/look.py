@@ -19,6 +19,7 @@ from model.codec import codec_identity, load_codec
 from trainer.compose import to_dataclass, user_errors
 from trainer.config import TrainConfig
 from trainer.media import SheetBlock, SheetRow, to_frames, write_sheet
+from trainer.online import supplied
 
 MOST_SAMPLES = 48
 
@@ -28,9 +29,8 @@ def look(run_folder: Path, step: int, sheet: Path, *, codec_folder: Path | None 
     if not sheet.absolute().parent.is_dir():
         raise ValueError(f"--sheet {sheet}: there is no such folder to write it into")
     shards, _, packs, _ = step_of_run(run_folder, step)
-    if codec_folder is None:
-        config = to_dataclass(TrainConfig, yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8")))
-        codec_folder = Path(config.data.codec)
+    config = to_dataclass(TrainConfig, yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8")))
+    shards, codec_folder = supplied(config, shards), codec_folder or Path(config.data.codec)
     for manifest in shards.manifests:
         manifest.require_identity(codec=codec_identity(codec_folder))
     codec, reader = load_codec(codec_folder).eval(), SampleReader(shards)

@@ -26,10 +26,14 @@ from trainer.compose import to_dataclass, to_yaml, user_errors
 from trainer.config import TrainConfig, differences, workload
 from trainer.loop import Progress, train
 from trainer.metrics import Metrics
+from trainer.online import OnlineEncoder, begin
+from trainer.online_plan import with_plan
 from trainer.samples import sample_set
 from trainer.signals import StopRequest
 
 log = logging.getLogger(__name__)
+
+HOW_TO_GO_ON = "to go on, raise run.steps with allow_changes=true: the schedule is stretched to it"
 
 
 def plan_lines(config: TrainConfig, shards: DataSet, plan: Curriculum, world_size: int) -> list[str]:
@@ -38,12 +42,14 @@ def plan_lines(config: TrainConfig, shards: DataSet, plan: Curriculum, world_siz
     dims = require_legal(config.parallel, workload(config), world_size)
     count = parameter_count(model)
     tokens = sum(int(manifest.chunks.video_tokens.sum()) for manifest in training.manifests)
+    encoder = shards.manifests[0].supply
     return [
         f"run {config.name} in {config.folder}: {config.run.steps} steps",
         f"layout: {dims.describe()}, {world_size} in all",
         f"model: {count.total:,} parameters, {count.non_embedding:,} of them in the {model.num_blocks} blocks",
         f"data: {len(training):,} training samples of {len(shards):,}, {tokens:,} tokens",
         f"step: {data.packs_per_step} packs of {data.tokens_per_pack} tokens",
+        *([encoder.line(shards.manifests[0])] if isinstance(encoder, OnlineEncoder) else []),
     ]
 
 
@@ -71,6 +77,7 @@ def run(config: TrainConfig) -> int:
         logging.getLogger().setLevel(logging.ERROR)
     if config.run.threads_per_rank is not None:
         torch.set_num_threads(config.run.threads_per_rank)
+    config = with_plan(config)
     shards, plan = open_shards(config)
     manifest = shards.manifests[0]
     for line in plan_lines(config, shards, plan, launch.world_size):
@@ -80,11 +87,7 @@ def run(config: TrainConfig) -> int:
     reader = newest_checkpoint(config.path / "checkpoints")
     progress = Progress() if reader is None else resume(config, reader, shards)
     if progress.step >= config.run.steps:
-        log.info(
-            "step %d of %d is done; to go on, raise run.steps with allow_changes=true: the schedule is stretched to it",
-            progress.step,
-            config.run.steps,
-        )
+        log.info("step %d of %d is done; %s", progress.step, config.run.steps, HOW_TO_GO_ON)
         return 0
     with (
         StopRequest(speaks=speaks) as stop,
@@ -96,6 +99,7 @@ def run(config: TrainConfig) -> int:
         if reader is not None:
             engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
             log.info("resumed from %s", reader.folder)
+        begin(config, manifest, grid)
         heldout = heldout_of(config, manifest)
         samples = sample_set(config, manifest, multiple=grid.dims.stream_shards)
         with (

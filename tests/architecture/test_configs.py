@@ -115,6 +115,7 @@ def test_what_changes_the_numbers_defines_a_run(override):
         "data.prefetch_bytes=1000",
         "data.workers=0",
         "data.read_timeout_s=7",
+        "data.online.cache=else",
         "parallel=tp2_pp2",
         "folder=else",
     ],

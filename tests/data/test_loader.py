@@ -227,7 +227,7 @@ def test_ranks_one_after_another_read_the_stream_of_one(manifest, ranks):
 
 def test_an_epoch_over_changing_ranks_repeats_and_skips_nothing(tmp_path):
     """4 ranks, then 2, then 3, each going on where the others stopped."""
-    manifest = write_latents(tmp_path / "set", [sample(i) for i in range(200)])
+    manifest = write_latents(tmp_path / "set", [sample(i) for i in range(240)])
     seen, position = [], Position()
     for ranks, count in ((4, 2), (2, 1), (3, 100)):
         for _ in range(count):

@@ -23,7 +23,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from model.text import TextConfig, TextEncoder, pad_text
+from model.text import TextConfig, TextEncoder, pad_text, weights_folders
 
 TEXTS = ["a big rabbit", "", "the squirrel sits on a branch of the tree", "a big  rabbit ", "a red bird"]
 WORDS = ["<pad>", "</s>", "<unk>", *sorted({word for text in TEXTS for word in text.split()})]
@@ -68,7 +68,7 @@ def umt5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_minilm_gives_the_last_hidden_state_of_valid_tokens(minilm: TextEncoder) -> None:
-    folder = minilm._weights
+    folder = weights_folders(minilm.config)[0]
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     network = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     batch = tokenizer([" ".join(text.split()) for text in TEXTS], padding=True, return_tensors="pt")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.trainer import online_case
 from tests.trainer.run_case import Commands, write_inputs
 
 
@@ -17,3 +18,9 @@ def inputs(tmp_path_factory, commands):  # the server imports while the shards a
     folder = tmp_path_factory.mktemp("inputs")
     write_inputs(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def online_clips(tmp_path_factory):
+    """A folder with `clips/` and `codec/` for runs on clips; tests read them and write beside them."""
+    return online_case.write_inputs(tmp_path_factory.mktemp("online"))

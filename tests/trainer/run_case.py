@@ -134,6 +134,7 @@ class Ended:
         assert set(self.codes) <= {2, -signal.SIGTERM}, "the launcher ends the ranks that let rank 0 speak"
         lines = [line for line in self.err.splitlines() if not line.startswith(("run ", "layout:", "model:", "data:"))]
         said = ("step: ", "step ", "resumed from", "DeepSpeed: ", "connections between")
+        said += ("planning ", "clips ", "skipped ", "  clips-", "on-line: ", "encoding clips ")
         lines = [line for line in lines if not line.startswith(said)]
         assert len(lines) == 1 and lines[0].startswith("error: "), f"not one sentence:\n{self.err}"
         assert self.others == ""

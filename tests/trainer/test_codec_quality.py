@@ -38,6 +38,8 @@ def clip(name: str, *, frames: int = 9, source: str | None = None) -> Clip:
         native_height=32,
         native_width=48,
         shard="clips-000000.tar",
+        clip_key=name,
+        window=0,
     )
 
 

@@ -319,6 +319,8 @@ def a_clip(number, *shape):
         native_height=1,
         native_width=1,
         shard="",
+        clip_key="",
+        window=0,
     )
 
 

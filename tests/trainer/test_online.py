@@ -1,0 +1,226 @@
+"""Runs on clips are runs on the same clips encoded; what goes wrong with a clip is told by its name."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data.loader import Loader, SampleReader
+from data.manifest import Manifest
+from data.pack import Position
+from data.rows import MEMBERS
+from data.step import ReadAhead
+from parallel.runtime import Grid
+from tests.trainer.online_case import config, words, write_codec
+from trainer import evaluate, online
+from trainer.build import open_shards
+from trainer.encode import run as encode
+from trainer.inference import load_for_inference
+from trainer.look import look
+from trainer.metrics import read_metrics
+from trainer.online_plan import encode_config, with_plan
+
+PARITY = 2e-5
+NUMBERS = ("loss", "grad_norm", "heldout/loss", "position", "fill", "imbalance", "tokens")
+
+
+@pytest.fixture(scope="module")
+def whole(online_clips, commands):
+    """The clips encoded, and the numbers of a run on them."""
+    encode(encode_config(config(online_clips), folder=str(online_clips / "encoded_clips")))
+    shards = {"data__clips": None, "data__folder": "encoded_clips", "folder": "encoded"}
+    commands.run(words(**shards), cwd=online_clips).ok()
+    return numbers(online_clips / "encoded")
+
+
+def numbers(run):
+    return [{name: row[name] for name in NUMBERS if name in row} for row in read_metrics(run)]
+
+
+def test_a_run_on_clips_has_the_numbers_of_one_on_encoded_clips(online_clips, commands, whole, monkeypatch):
+    """Bit by bit, however much the cache has; a run that finds all of it loads no codec."""
+    place = {"data__online__cache": "cache_whole"}
+    said = commands.run([*words(folder="dry", **place), "dry_run=true"], cwd=online_clips).ok().err
+    assert "on-line: 0 of " in said and "noise: cannot be decoded" in said
+    assert not (online_clips / "dry").exists()
+    first = commands.run(words(folder="first", **place), cwd=online_clips).ok()
+    assert numbers(online_clips / "first") == whole
+    assert sum("loss" in row for row in whole) == 8
+    assert "encoding clips on cpu" in first.err
+    again = commands.run(words(folder="again", **place), cwd=online_clips).ok()
+    assert numbers(online_clips / "again") == whole
+    assert "encoding clips" not in again.err and "planning" not in again.err
+    monkeypatch.chdir(online_clips)
+    is_looked_at_and_evaluated_like(Path("encoded"), Path("first"))
+
+
+def is_looked_at_and_evaluated_like(encoded, run):
+    shutil.rmtree("cache_whole/" + next(path.name for path in Path("cache_whole").glob("??")))
+    assert look(run, 2, Path("sheet.png")) == look(encoded, 2, Path("sheet_encoded.png"))
+    assert Path("sheet.png").stat().st_size > 10_000
+    ours, theirs = (
+        evaluate.open_heldout(evaluate.EvaluateConfig(run=str(one)), load_for_inference(one)).samples
+        for one in (run, encoded)
+    )
+    assert [one.key for one in ours] == [one.key for one in theirs] != []
+    assert all(one.latent_CTHW.equal(other.latent_CTHW) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_ranks_that_share_packs_and_those_that_do_not_train_the_same_run(online_clips, commands, whole):
+    """Four steps by a tensor pair, of which one reads, and the rest by two replicas."""
+    run = words(folder="ranks", data__online__cache="cache_ranks")
+    event = {"step": 4, "rank": 1, "signal": "SIGUSR1"}
+    stopped = commands.run([*run, "parallel=tp2"], cwd=online_clips, ranks=2, event=event)
+    assert stopped.code == 75, stopped.err
+    commands.run([*run, "parallel=dp2"], cwd=online_clips, ranks=2).ok()
+    ours = numbers(online_clips / "ranks")
+    for row, other in zip(ours, whole, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            if name in ("loss", "grad_norm", "heldout/loss"):
+                assert value == pytest.approx(other[name], rel=PARITY)
+            elif name != "imbalance":  # of two replicas
+                assert value == other[name]
+
+
+def damage(clips, key):
+    """Change a byte of a clip's file; returns the name of its shard."""
+    for shard in clips.glob("*.tar"):
+        held = bytearray(shard.read_bytes())
+        if (start := held.find(f"{key}.mp4".encode())) >= 0:
+            held[start + 512 + 100] ^= 1
+            shard.write_bytes(held)
+            return shard
+    raise AssertionError(key)
+
+
+def test_a_clip_that_changed_ends_all_ranks_with_its_name(online_clips, commands, tmp_path):
+    shutil.copytree(online_clips / "clips", tmp_path / "clips")
+    run = words(folder="run", data__codec=online_clips / "codec")
+    with_plan(config(tmp_path, data__codec=online_clips / "codec"))
+    damage(tmp_path / "clips", "shot4")
+    sentence = commands.run([*run, "parallel=dp2"], cwd=tmp_path, ranks=2).refused()
+    assert sentence.startswith("clips/clips-000001.tar: clip shot4 (window ")
+    assert "is not the one that was planned (sha256): restore the shard, or make the clips again" in sentence
+
+
+@pytest.fixture
+def planned(online_clips, tmp_path):
+    """Settings of a run whose clips are planned and not encoded, in folders of its own."""
+    shutil.copytree(online_clips / "clips", tmp_path / "clips")
+    shutil.copytree(online_clips / "codec", tmp_path / "codec")
+    return with_plan(config(tmp_path))
+
+
+def all_keys(planned):
+    return Manifest.read(planned.data.folder).keys()
+
+
+def supply_of(planned):
+    return open_shards(planned)[0].manifests[0].supply
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_steps_before_a_bad_clip_are_trained_on(planned, tmp_path, workers):
+    shards, plan = open_shards(planned)
+    steps, position = [], Position()
+    for _ in range(12):
+        packs, position = plan.step(position, 2)
+        steps.append([key for pack in packs for key in shards.keys(pack.rows)])
+    bad = next(key for keys in steps[3:] for key in keys if key.startswith("shot") and not in_any(key, steps[:3]))
+    damage(tmp_path / "clips", bad.split("_")[0])
+    until = next(number for number, keys in enumerate(steps) if in_any(bad, [keys]))
+    read = []
+    with Loader(plan, packs_per_step=2, ahead=ReadAhead(workers=workers)) as loader:
+        for _ in range(until):
+            read.append([one.key for pack in next(loader).packs for one in pack])
+        for _ in range(2):
+            with pytest.raises(ValueError, match=rf"{bad.split('_')[0]}.* is not the one that was planned"):
+                next(loader)
+    assert read == steps[:until] and until >= 3
+
+
+def in_any(key, steps):
+    return any(other.split("_")[0] == key.split("_")[0] for keys in steps for other in keys)
+
+
+def test_windows_of_a_clip_are_made_together_and_text_without_them(planned, monkeypatch):
+    supply, decoded = supply_of(planned), []
+    real = online.windows_of
+    monkeypatch.setattr(online, "windows_of", lambda media, **rest: decoded.append(media.key) or real(media, **rest))
+    keys = [key for key in all_keys(planned) if key.startswith("shot2_w")]
+    assert len(keys) > 1
+    (text,) = supply(keys[:1], ("json", "text"))
+    assert text.keys() == {"json", "text"} and not decoded
+    made = supply(keys, tuple(MEMBERS))
+    assert decoded == ["shot2"]
+    assert len({one["latent"].path for one in made}) == len(keys)
+    assert {one["text"].path for one in made} == {text["text"].path}
+    os.truncate(made[0]["latent"].path, 100)
+    assert supply(keys, tuple(MEMBERS)) == made and decoded == ["shot2", "shot2"]
+
+
+def test_networks_leave_when_the_cache_has_everything(planned, monkeypatch):
+    supply = supply_of(planned)
+    monkeypatch.setattr(online, "_IDLE_SAMPLES", 3)
+    keys = all_keys(planned)[:4]
+    supply(keys[:1], ("json", "text"))
+    assert "_encoders" in vars(supply)
+    supply(keys[:1] * 3, ("json", "text"))
+    assert "_encoders" not in vars(supply)
+    assert supply(keys[1:], ("json", "text"))[0].keys() == {"json", "text"}
+
+
+def test_a_latent_that_is_not_finite_is_told_with_its_clip(online_clips, tmp_path):
+    shutil.copytree(online_clips / "clips", tmp_path / "clips")
+    write_codec(tmp_path / "codec", bias=float("nan"))
+    run = with_plan(config(tmp_path))
+    reader = SampleReader(open_shards(run)[0])
+    with pytest.raises(
+        ValueError, match=r"clips-00000\d\.tar: clip \w+.*: not finite: latent .* float16: take the clip"
+    ):
+        reader.read(0)
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_the_clip(planned, tmp_path):
+    supply, key = supply_of(planned), all_keys(planned)[0]
+    record = supply._record(key)
+    blocked = supply.cache.path(supply._text_key(record)).parent
+    blocked.write_text("a file in the place of a folder")
+    with pytest.raises(ValueError, match=rf"clip {record.clip_key}.*: data\.online\.cache=.* cannot be used"):
+        supply([key], ("json", "text"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"data__codec": "nowhere"}, "nowhere is not a codec folder"),
+        ({"data__clips": "nowhere"}, "clips=nowhere is not a folder"),
+        ({"data__online__cache_bytes": 0}, "data.online.cache_bytes=0 must be at least 1"),
+        ({"data__clips": None}, "data.folder=null: give latent shards, or data.clips="),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_at_once(online_clips, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        open_shards(with_plan(config(online_clips, **change)))
+
+
+def test_a_limit_that_the_clips_do_not_fit_is_refused(online_clips, tmp_path):
+    run = with_plan(config(online_clips, data__online__cache=tmp_path / "cache", data__online__cache_bytes=1000))
+    manifest = open_shards(run)[0].manifests[0]
+    with Grid(run.parallel) as grid, pytest.raises(ValueError, match=r"cache_bytes=1000 .* raise it, or take fewer"):
+        online.begin(run, manifest, grid)
+
+
+def test_what_a_run_will_need_is_counted_and_held_out_samples_are_made_first(planned):
+    shards, _ = open_shards(planned)
+    manifest = shards.manifests[0]
+    sizes = manifest.supply.sizes(manifest)
+    with Grid(planned.parallel) as grid:
+        online.begin(planned, manifest, grid)
+    made = manifest.supply.cache.lacks(sizes).keys() ^ sizes.keys()
+    assert len(made) >= 2 * len(manifest.select("heldout")) - 1 > 0
+    for key in made:
+        assert abs(manifest.supply.cache.path(key).stat().st_size - sizes[key]) < 256
+    assert f"{len(made)} of {len(sizes)} latents and texts" in manifest.supply.line(manifest)
