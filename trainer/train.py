@@ -7,6 +7,7 @@ torchrun --nproc-per-node 4 -m trainer.train experiment=demo parallel=tp2_pp2
 import logging
 import sys
 from dataclasses import asdict
+from typing import Any
 
 import hydra
 import torch
@@ -16,12 +17,14 @@ from data.curriculum import Curriculum
 from data.mixture import DataSet
 from data.plan import FILE_NAME as PLAN_NAME
 from model.flops import parameter_count
+from parallel.engine import TrainEngine
 from parallel.hang import hangs_told
 from parallel.launch import Launch
 from parallel.legality import require_legal
 from parallel.runtime import Grid
 from trainer.build import Run, build_engine, heldout_of, open_shards, plan_config
 from trainer.checkpoint import CheckpointReader, newest_checkpoint
+from trainer.code_version import code_version
 from trainer.compose import to_dataclass, to_yaml, user_errors
 from trainer.config import TrainConfig, differences, workload
 from trainer.loop import Progress, train
@@ -102,8 +105,8 @@ def run(config: TrainConfig) -> int:
             Metrics(config.path, speaks=speaks, resume_step=progress.step, config_yaml=to_yaml(config)) as metrics,
             hangs_told(grid, lambda: f"after step {progress.step}"),  # here too, for log.txt to have the sentence
         ):
-            settings = config.defining() | {f"deepspeed.{name}": value for name, value in engine.settings.items()}
-            metrics.start_wandb(config.wandb, name=config.name, settings=settings)
+            if speaks:
+                metrics.start_wandb(config.wandb, name=config.name, settings=facts(config, grid, engine, shards))
             metrics.say("DeepSpeed: " + ", ".join(f"{name}={value}" for name, value in engine.settings.items()))
             parts = Run(
                 config=config,
@@ -123,6 +126,23 @@ def run(config: TrainConfig) -> int:
                 metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
             metrics.exit_code = train(parts, progress, stop)
             return metrics.exit_code
+
+
+def facts(config: TrainConfig, grid: Grid, engine: TrainEngine, shards: DataSet) -> dict[str, Any]:
+    """What W&B shows as the run's config: chosen names only, so that no path and no credential is among them."""
+    count = parameter_count(config.model)
+    return {
+        **config.defining(),
+        **{f"parallel.{name}": value for name, value in asdict(grid.dims).items()},
+        **{f"run.{name}": value for name, value in asdict(config.run).items()},
+        **{f"deepspeed.{name}": value for name, value in engine.settings.items()},
+        "parameters": count.total,
+        "parameters.non_embedding": count.non_embedding,
+        "ranks": grid.world_size,
+        "device": str(grid.device.type),
+        "manifest": shards.hash,
+        **code_version(),
+    }
 
 
 def record_plan(config: TrainConfig, shards: DataSet, metrics: Metrics) -> None:
