@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 log = logging.getLogger(__name__)
 ID_FILE, RUN_FILE = "wandb_id", "run.json"
+NEWEST_FILE = "wandb/newest"
+"""Names the newest mirror of a run: one that was left over from an earlier start shows nothing any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ def describe_run(folder: Path, config: WandbConfig, *, name: str, settings: dict
 
 
 class Mirror:
-    """A `python -m trainer.wandb_sync RUN --follow` beside a run: it reads the record, and nothing waits for it.
+    """A `python -m trainer.wandb_sync` beside a run, which reads the record as it grows.
 
     It learns through its input that the run has ended: of a run that was killed too, and then it sends what is left.
     """
@@ -53,7 +55,9 @@ class Mirror:
         self._folder, self._finish_s, self._is_told = folder, finish_s, False
         self._words = folder / "wandb" / "mirror.log"
         self._words.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "trainer.wandb_sync", str(folder.absolute()), "--follow", *arguments]
+        name = uuid.uuid4().hex
+        (folder / NEWEST_FILE).write_text(name, encoding="utf-8")
+        command = [sys.executable, "-m", "trainer.wandb_sync", str(folder.absolute()), "--follow", name, *arguments]
         with self._words.open("w", encoding="utf-8") as words:
             self._process = subprocess.Popen(
                 command,

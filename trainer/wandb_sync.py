@@ -1,4 +1,4 @@
-"""Show a run in W&B from its record, `metrics.jsonl`: afterwards, or with `--follow` while it grows.
+"""Show a run in W&B from its record, `metrics.jsonl`: afterwards, or while it grows.
 
     python -m trainer.wandb_sync runs/demo-dit                   # what W&B does not have yet, or a whole offline run
     python -m trainer.wandb_sync runs/demo-dit --mode online --fresh
@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import wandb
 
-from trainer.mirror import ID_FILE, RUN_FILE, WandbConfig
+from trainer.mirror import ID_FILE, NEWEST_FILE, RUN_FILE, WandbConfig
 from trainer.signals import EXIT_STOPPED
 
 _POLL_S = 0.5
@@ -86,6 +86,7 @@ class Page:
             save_code=False,
             x_save_requirements=False,
             x_stats_track_process_tree=True,
+            finish_timeout=self.config.finish_s,
             **watched,
         )
 
@@ -100,7 +101,8 @@ class Page:
         if step < self.starts_at:
             return
         numbers = {key: value for key, value in row.items() if key not in _EVENTS}
-        copies = {f"{prefix}/{key}": row[key] for key in _LOSSES if key in row for prefix in _TAKEN_OVER}
+        axes = [prefix for prefix, axis in _TAKEN_OVER.items() if axis in row]
+        copies = {f"{prefix}/{key}": row[key] for key in _LOSSES if key in row for prefix in axes}
         self.run.log({**numbers, **copies, "_timestamp": row["time"]}, step=step)
         if "alert" in row and row["time"] >= self._opened:
             kind, text = row["alert"]["kind"], row["alert"]["text"]
@@ -222,9 +224,10 @@ def work(options: argparse.Namespace) -> int:
         return 0
     given = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["wandb"]["mode"]
     mode = options.mode or ("offline" if given == "disabled" else given)
-    with locked(folder, waits=options.follow):
-        if options.follow:
-            follow(Page(folder, mode, parent=os.getppid()))
+    with locked(folder, waits=options.follow is not None):
+        if options.follow is not None:
+            if (folder / NEWEST_FILE).read_text(encoding="utf-8") == options.follow:
+                follow(Page(folder, mode, parent=os.getppid()))
             return 0
         if options.fresh:
             (folder / ID_FILE).write_text(os.urandom(6).hex(), encoding="utf-8")
@@ -239,10 +242,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--mode", choices=("online", "offline"), help="else that of the run")
     parser.add_argument("--fresh", action="store_true", help="as a new W&B run, beside what there is")
-    parser.add_argument("--follow", action="store_true", help="go on until the input ends, as a run asks for")
+    parser.add_argument("--follow", metavar="NAME", help=argparse.SUPPRESS)  # as a run starts it, see trainer/mirror.py
     parser.add_argument("--node", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.follow:  # it ends after the run, whatever signals both get
+    if options.follow is not None:  # it ends after the run, whatever signals both get
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
     try:

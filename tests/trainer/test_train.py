@@ -105,7 +105,7 @@ def test_overfitting_a_few_samples_lowers_the_loss_far(commands, inputs):
     assert len(losses) == 400
     assert sum(losses[-50:]) / 50 < 0.7, "a model that learned no sample by heart stays near 1"
     written = sorted(path.name for path in (inputs / "overfit").iterdir())
-    assert written == ["config.yaml", "data_plan.json", "log.txt", "metrics.jsonl"], "no checkpoints"
+    assert written == ["config.yaml", "data_plan.json", "log.txt", "metrics.jsonl", "run.json", "wandb_id"]
 
 
 @pytest.mark.parametrize(("layout", "ranks"), [("single", 1), ("tp2_pp2", 4)])

@@ -2,13 +2,23 @@
 
 import json
 import struct
+import subprocess
+import sys
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from wandb.proto import wandb_internal_pb2 as pb
 
+from tests.trainer.run_case import environment
+
 BLOCK = 32768
+
+
+def sync(folder, *more):
+    """Run `python -m trainer.wandb_sync` on a run folder."""
+    command = [sys.executable, "-m", "trainer.wandb_sync", str(folder), *more]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
 
 
 def payloads(path):
