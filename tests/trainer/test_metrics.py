@@ -99,11 +99,9 @@ def test_a_run_from_the_start_starts_its_record_again(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_that_ends_a_run_is_an_alert_in_its_record(tmp_path: Path, error: Exception, kind: str) -> None:
-    with (
-        pytest.raises(type(error)),
-        Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n") as metrics,
-    ):
-        metrics.write(2, {"loss": 1.0})
+    metrics = Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n")
+    metrics.write(2, {"loss": 1.0})
+    with pytest.raises(type(error)), metrics:
         raise error
     last = read_metrics(tmp_path)[-1]
     assert (last["step"], last["alert"]) == (2, {"kind": kind, "text": str(error)})
