@@ -50,6 +50,26 @@ class Goodput:
         row = {f"{_PREFIX}{part}_s": round(seconds, 3) for part, seconds in total.items()}
         return row | {f"{_PREFIX}share": round(total["step"] / whole, 4) if whole else 0.0}
 
+    def told(self) -> str:
+        """`3 h 05 min: step 91 %, data 4 %, ...`, the longest first."""
+        total = {part: self.carried[part] + self.seconds[part] for part in PARTS}
+        whole = sum(total.values())
+        largest = sorted(total, key=lambda part: -total[part])
+        shares = [f"{part} {total[part] / whole:.0%}" for part in largest if total[part] >= 0.005 * whole]
+        return f"{duration(whole)}: {', '.join(shares)}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
 
 def is_counted(row: dict[str, Any]) -> bool:
     """Whether a row of the record says where time went."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
+from trainer.console import Console
 from trainer.goodput import Goodput, is_counted
 from trainer.mirror import Mirror, WandbConfig, describe_run
 
@@ -39,6 +40,7 @@ class Metrics:
         self._log: logging.Handler | None = None
         self._mirror: Mirror | None = None
         self._step = resume_step
+        self._console: Console | None = None
         self.goodput = Goodput()
         if speaks:
             with self.guarded(folder):
@@ -53,6 +55,7 @@ class Metrics:
         self._log = logging.FileHandler(self._folder / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger().addHandler(self._log)
+        self._console = Console.install()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -86,9 +89,10 @@ class Metrics:
         if self._file is None:
             return
         with self.guarded(self._folder):
-            describe_run(self._folder, config, name=name, settings=settings)
+            run_id = describe_run(self._folder, config, name=name, settings=settings)
             if config.mode != "disabled":
                 self._mirror = Mirror(self._folder, finish_s=config.finish_s)
+                self.say(f"W&B: {config.mode}, run {run_id} of {config.project}, from {self._folder}/metrics.jsonl")
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         """One row: to the file at once, from where W&B gets it when it listens."""
@@ -110,9 +114,19 @@ class Metrics:
         if self.speaks:
             log.info(text)
 
+    def note(self, text: str) -> None:
+        """For `log.txt` alone."""
+        if self._log is not None:
+            self._log.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
+
     def warn(self, text: str) -> None:
         if self.speaks:
             log.warning(text)
+
+    def passing(self, text: str) -> None:
+        """What a terminal shows until the next line."""
+        if self._console is not None:
+            self._console.passing(text)
 
     def close(self, exit_code: int = 0) -> None:
         if self._file is not None:
@@ -123,6 +137,9 @@ class Metrics:
             self._log.close()
         if self._mirror is not None:
             self._mirror.close(exit_code)
+        if self._console is not None:
+            self._console.remove()
+            self._console = None
 
 
 def _kind_of(error: Exception) -> AlertKind:

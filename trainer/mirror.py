@@ -36,13 +36,14 @@ class WandbConfig:
             raise ValueError(f"wandb.finish_s={self.finish_s} must be a number of seconds, or 0 not to wait")
 
 
-def describe_run(folder: Path, config: WandbConfig, *, name: str, settings: dict[str, Any]) -> None:
-    """Write what W&B is told of a run as a whole, `run.json`, and the id that all its attempts share."""
+def describe_run(folder: Path, config: WandbConfig, *, name: str, settings: dict[str, Any]) -> str:
+    """Write what W&B is told of a run as a whole, `run.json`; returns the id that all its starts share."""
     id_file = folder / ID_FILE
     if not id_file.exists():
         id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
     described = {"name": name, "wandb": asdict(config), "settings": settings}
     (folder / RUN_FILE).write_text(json.dumps(described, indent=1), encoding="utf-8")
+    return id_file.read_text(encoding="utf-8").strip()
 
 
 class Mirror:

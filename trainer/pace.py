@@ -12,7 +12,7 @@ from data.pack import Position
 from data.plan import position_row
 from parallel.engine import StepResult
 from trainer.build import Run
-from trainer.goodput import process_age_s
+from trainer.goodput import duration, process_age_s
 from trainer.tally import LossTally
 from trainer.usage import memory_row, node_row, peak_tflops, usage
 
@@ -73,6 +73,7 @@ class Pace:
         self._look_for_spike(progress.step, result.loss)
         steps = self.run.config.run.steps
         if not due(self.run.config.run.log_every, progress.step, last=progress.step == steps):
+            self.run.metrics.passing(f"          step {progress.step}/{steps}  loss {result.loss:.4f}")
             return
         spent_s = self.goodput.seconds["data"] + self.goodput.seconds["step"]
         elapsed = spent_s - self._first_s
@@ -107,6 +108,7 @@ class Pace:
     def end(self, progress: Progress) -> None:
         """Where time went, up to the end."""
         self.run.metrics.write(progress.step, self.goodput.row())
+        self.run.metrics.say(f"done after step {progress.step}: {self.goodput.told()}")
 
     def _arithmetic(self, flops: int, elapsed: float) -> dict[str, float]:
         """TFLOP/s of each device, by the model's arithmetic, and their share of what it could do at most."""
@@ -173,18 +175,6 @@ def status_line(row: dict[str, Any], step: int, steps: int, s_per_step: float) -
         f"left {duration(left_s)}" + (f", until {clock(time.time() + left_s)}" if left_s > 60 else ""),
     ]
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
 def clock(at: float) -> str:

@@ -6,12 +6,18 @@ torchrun --nproc-per-node 4 -m trainer.train experiment=demo parallel=tp2_pp2
 
 import logging
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from data.curriculum import Curriculum
 from data.mixture import DataSet
@@ -107,7 +113,7 @@ def run(config: TrainConfig) -> int:
         ):
             if speaks:
                 metrics.start_wandb(config.wandb, name=config.name, settings=facts(config, grid, engine, shards))
-            metrics.say("DeepSpeed: " + ", ".join(f"{name}={value}" for name, value in engine.settings.items()))
+            metrics.note("DeepSpeed: " + ", ".join(f"{name}={value}" for name, value in engine.settings.items()))
             parts = Run(
                 config=config,
                 grid=grid,
@@ -162,12 +168,61 @@ def agree_on_step(grid: Grid, step: int, config: TrainConfig) -> None:
         )
 
 
+def read(config: DictConfig) -> TrainConfig:
+    return to_dataclass(TrainConfig, config)
+
+
+def jobs_of(words: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep, of the words of its command."""
+    parsed = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
+    choices = [
+        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+        if one.is_sweep_override()
+        else [str(one.input_line)]
+        for one in parsed
+    ]
+    return [list(job) for job in product(*choices)]
+
+
+def swept(jobs: list[list[str]]) -> list[list[str]]:
+    """Of each job, the overrides that are not those of all."""
+    varies = [len({*words}) > 1 for words in zip(*jobs, strict=True)]
+    return [[word for word, own in zip(job, varies, strict=True) if own] for job in jobs]
+
+
+def refuse_shared_folders(jobs: list[list[str]]) -> None:
+    """ValueError where two jobs of a sweep would write the same run, or one of them cannot be read."""
+    own, names = HydraConfig.instance().cfg, Counter[str]()
+    for job in jobs:
+        composed = hydra.compose("train", job, return_hydra_config=True)
+        HydraConfig.instance().set_config(composed)  # for `${hydra:runtime.choices.model}`
+        ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        names[read(ours).folder] += 1
+    HydraConfig.instance().cfg = own
+    folder, count = names.most_common(1)[0]
+    if count > 1:
+        keys = [word.split("=")[0] for word in swept(jobs)[0]]
+        groups = HydraConfig.get().runtime.choices
+        parts = "-".join(f"${{hydra:runtime.choices.{key}}}" if key in groups else f"${{{key}}}" for key in keys)
+        raise ValueError(
+            f"{count} jobs of this sweep would write into {folder}: give each a name of its own, such as "
+            f"'name=sweep-{parts}'"
+        )
+
+
 @user_errors
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
 @user_errors
 def main(config: DictConfig) -> None:
-    """Hydra's entry."""
-    sys.exit(run(to_dataclass(TrainConfig, config)))
+    """Hydra's entry; a job of a sweep after the other with `--multirun`."""
+    wanted = read(config)
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        number, jobs = HydraConfig.get().job.num, jobs_of(sys.argv[1:])
+        if number == 0:
+            refuse_shared_folders(jobs)
+        log.info("job %d of %d: %s", number + 1, len(jobs), " ".join(swept(jobs)[number]))
+    if code := run(wanted):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

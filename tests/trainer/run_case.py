@@ -8,6 +8,7 @@ import atexit
 import gc
 import json
 import os
+import re
 import resource
 import runpy
 import signal
@@ -132,8 +133,9 @@ class Ended:
         """The one sentence of a command that was refused."""
         assert self.codes[0] == 2, f"{self.err}{self.others}"
         assert set(self.codes) <= {2, -signal.SIGTERM}, "the launcher ends the ranks that let rank 0 speak"
-        lines = [line for line in self.err.splitlines() if not line.startswith(("run ", "layout:", "model:", "data:"))]
-        said = ("step: ", "step ", "resumed from", "DeepSpeed: ", "connections between")
+        told = [re.sub(r"^\d\d:\d\d:\d\d  (warning: )?", "", line) for line in self.err.splitlines()]
+        lines = [line for line in told if not line.startswith(("run ", "layout:", "model:", "data:"))]
+        said = ("step: ", "step ", "resumed from", "connections between", "W&B: ")
         lines = [line for line in lines if not line.startswith(said)]
         assert len(lines) == 1 and lines[0].startswith("error: "), f"not one sentence:\n{self.err}"
         assert self.others == ""

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer.goodput import PARTS, Goodput, counted, is_counted, process_age_s
+from trainer.goodput import PARTS, Goodput, counted, duration, is_counted, process_age_s
 
 
 def test_a_restart_goes_on_from_the_row_it_resumes_at_and_counts_the_rest_as_lost():
@@ -54,3 +54,17 @@ def test_a_process_knows_its_age():
     first = process_age_s()
     time.sleep(0.05)
     assert 0 < first < process_age_s() < 24 * 3600
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(45.2, "45 s"), (61, "1 min"), (59.7 * 60, "1 h 00 min"), (3.085 * 3600, "3 h 05 min"), (52.2 * 3600, "2 d 4 h")],
+)
+def test_durations_are_read_at_a_glance(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_the_end_says_where_time_went():
+    goodput = Goodput()
+    goodput.seconds |= {"step": 900.0, "start": 70.0, "data": 30.0, "samples": 1.0}
+    assert goodput.told() == "17 min: step 90%, start 7%, data 3%"

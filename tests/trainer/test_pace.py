@@ -3,11 +3,10 @@
 import time
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 from trainer.goodput import Goodput
-from trainer.pace import Pace, Progress, clock, due, duration, status_line
+from trainer.pace import Pace, Progress, clock, due, status_line
 
 ROW = {
     "loss": 0.41234,
@@ -98,14 +97,6 @@ def test_the_line_says_how_it_goes_and_until_when():
     assert line.startswith(begins + "left 33 min, until ")
     gpu = status_line(ROW | {"mfu": 0.412, "memory/device_gb": 61.04, "memory/host_gb": 9.0}, 10_000, 10_000, 0.2)
     assert gpu.endswith("fill 0.98  MFU 41.2%  61.0 GB  left 0 s")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(45.2, "45 s"), (61, "1 min"), (59.7 * 60, "1 h 00 min"), (3.085 * 3600, "3 h 05 min"), (52.2 * 3600, "2 d 4 h")],
-)
-def test_durations_are_read_at_a_glance(seconds, words):
-    assert duration(seconds) == words
 
 
 def test_an_hour_of_another_day_has_its_day():
