@@ -175,13 +175,13 @@ def read(config: DictConfig) -> TrainConfig:
 def jobs_of(words: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of a sweep, of the words of its command."""
     parsed = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
-    choices = [
-        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+    choices = {
+        one.get_key_element(): [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
         if one.is_sweep_override()
         else [str(one.input_line)]
         for one in parsed
-    ]
-    return [list(job) for job in product(*choices)]
+    }
+    return [list(job) for job in product(*choices.values())]
 
 
 def swept(jobs: list[list[str]]) -> list[list[str]]:
