@@ -36,14 +36,14 @@ _EVENTS = ("alert", "samples", "checkpoint")
 class Page:
     """The W&B run of a run folder."""
 
-    def __init__(self, folder: Path, mode: str, *, parent: int | None, node: str | None = None) -> None:
-        """`parent` is the process whose use of the machine is shown; `node` names one that shows nothing else."""
+    def __init__(self, folder: Path, mode: str, *, parent: int | None) -> None:
+        """`parent` is the process whose use of the machine is shown."""
         described = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         given = described["wandb"]
         self.folder, self.id = folder, (folder / ID_FILE).read_text(encoding="utf-8").strip()
         self.config = WandbConfig(**{**given, "tags": tuple(given["tags"]), "mode": mode})
         self._name, self._settings, self._opened = described["name"], described["settings"], time.time()
-        self._parent, self._node = parent, node
+        self._parent = parent
 
     def open(self) -> None:
         """Open the run, or go on with it. An offline run is written anew: it has no way to go on."""
@@ -59,14 +59,12 @@ class Page:
             notes=self.config.notes,
             name=self._name,
             id=self.id,
-            resume="allow" if self.config.mode == "online" and self._node is None else None,
-            mode="shared" if self._node is not None else self.config.mode,
+            resume="allow" if self.config.mode == "online" else None,
+            mode=self.config.mode,
             dir=str(self.folder),
             config=self._settings,
             settings=self._wandb_settings(),
         )
-        if self._node is not None:
-            return
         for axis in ("step", *_TAKEN_OVER.values()):
             self.run.define_metric(axis)
         self.run.define_metric("*", step_metric="step")
@@ -77,8 +75,6 @@ class Page:
 
     def _wandb_settings(self) -> wandb.Settings:
         watched: dict[str, Any] = {"x_disable_stats": True} if self._parent is None else {"x_stats_pid": self._parent}
-        if self._node is not None:
-            watched |= {"x_label": self._node, "x_primary": False, "x_update_finish_state": False}
         return wandb.Settings(
             silent=True,
             console="off",
@@ -215,13 +211,6 @@ def work(options: argparse.Namespace) -> int:
     """Do what was asked for; the exit code."""
     folder: Path = options.run
     require_record(folder)
-    if options.node is not None:
-        page = Page(folder, "online", parent=os.getppid(), node=options.node)
-        page.open()
-        while _told(60.0) is None:
-            pass
-        page.close(0)
-        return 0
     given = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["wandb"]["mode"]
     mode = options.mode or ("offline" if given == "disabled" else given)
     with locked(folder, waits=options.follow is not None):
@@ -243,7 +232,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mode", choices=("online", "offline"), help="else that of the run")
     parser.add_argument("--fresh", action="store_true", help="as a new W&B run, beside what there is")
     parser.add_argument("--follow", metavar="NAME", help=argparse.SUPPRESS)  # as a run starts it, see trainer/mirror.py
-    parser.add_argument("--node", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.follow is not None:  # it ends after the run, whatever signals both get
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):

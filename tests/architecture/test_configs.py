@@ -132,8 +132,12 @@ def test_no_yaml_is_left_out():
 
 def test_experiments_begin_with_the_command_that_runs_them():
     files = [path for group in ("experiment", "debug") for path in (CONF / group).glob("*.yaml")]
-    first = {path: path.read_text().split("\n")[0] for path in files}
-    assert not [path for path, line in first.items() if not (line.startswith("# python ") and f"={path.stem}" in line)]
+    heads = {path: path.read_text().split("\n")[:2] for path in files}
+    wrong = [path for path, (package, _) in heads.items() if package != "# @package _global_"]
+    assert not wrong, "Hydra takes a package from the first line only"
+    assert not [
+        path for path, (_, line) in heads.items() if not (line.startswith("# python ") and f"={path.stem}" in line)
+    ]
 
 
 def test_no_yaml_names_code():
