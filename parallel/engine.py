@@ -15,7 +15,7 @@ from model.dit import VideoDiT
 from model.packed import PackedInputs
 from parallel.fragments import Fragments, Piece, Read
 from parallel.optim import AdamWConfig
-from parallel.pipeline import Microbatch, Pipeline
+from parallel.pipeline import Microbatch, Pipeline, Watch
 from parallel.runtime import Grid
 from parallel.shard import is_on_every_stage
 from parallel.stage import check_replicas, sum_over_stages
@@ -85,6 +85,10 @@ class TrainEngine:
         gradients = {name: self._zero.gradient(name) for name in self._zero.named}
         sum_over_stages(self.grid, [g for name, g in gradients.items() if is_on_every_stage(name)])
         return share, gradients
+
+    def watch(self, watch: Watch) -> None:
+        """Have the errors of all tokens trained on from now on looked at, on the last stage; it must not wait."""
+        self._pipeline.watch = watch
 
     def predict(self, inputs: Sequence[PackedInputs]) -> list[Tensor]:
         """Predictions `[L, P]` without gradients, on every rank that holds this copy of the model."""

@@ -4,7 +4,7 @@ Shapes: L tokens of a pack, M = L / context_size those of one context shard, l t
 values of a patch, D width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -34,11 +34,20 @@ class Microbatch(Protocol):
     def weight_L(self) -> Tensor: ...
 
 
+Watch = Callable[[Any, Tensor, Tensor], None]
+"""Is shown each pack that is trained on, with the error and the weight `[M]` of this context shard's tokens."""
+
+
+def token_error(prediction_LP: Tensor, target_LP: Tensor) -> Tensor:
+    """The mean squared error `[L]` of each token's patch, in float32 or wider."""
+    wide_LP = prediction_LP if prediction_LP.dtype == torch.float64 else prediction_LP.float()
+    return (wide_LP - target_LP.to(wide_LP)).square().mean(-1)
+
+
 def weighted_error(prediction_LP: Tensor, target_LP: Tensor, weight_L: Tensor) -> Tensor:
     """Sum over tokens of weight times the mean squared error of the patch, in float32 or wider."""
-    wide_LP = prediction_LP if prediction_LP.dtype == torch.float64 else prediction_LP.float()
-    error_L = (wide_LP - target_LP.to(wide_LP)).square().mean(-1)
-    return (error_L * weight_L.to(wide_LP)).sum()
+    error_L = token_error(prediction_LP, target_LP)
+    return (error_L * weight_L.to(error_L)).sum()
 
 
 class _ScheduledStage(nn.Module):
@@ -100,6 +109,7 @@ class Pipeline:
             num_attention_heads=dit.config.num_heads,
             ffn_hidden_size=dit.config.ffn_dim,
         )
+        self.watch: Watch | None = None
         self.chunks = [_ScheduledStage(dit, number, self.schedule) for number in range(len(dit.stages))]
 
     def loss(self, pack: Microbatch, prediction_MP: Tensor, scale: float) -> Tensor:
@@ -107,7 +117,11 @@ class Pipeline:
         assert pack.target_LP is not None, "the last stage reads targets"
         rank, size = self.grid.context_rank, self.grid.context_size
         target_MP, weight_M = (context_shard(x, rank, size).to(self.place) for x in (pack.target_LP, pack.weight_L))
-        return weighted_error(prediction_MP, target_MP, weight_M) * scale
+        error_M = token_error(prediction_MP, target_MP)
+        weight_M = weight_M.to(error_M)
+        if self.watch is not None:
+            self.watch(pack, error_M.detach(), weight_M)
+        return (error_M * weight_M).sum() * scale
 
     def forward_backward(self, microbatches: Sequence[Microbatch], *, scale: float) -> float:
         """Leave d(scale * loss)/d(parameter) in the parameters' gradients and return scale * loss.

@@ -103,6 +103,13 @@ class Grid:
             dist.all_reduce(total, group=self.data_group)
         return total.to(tensor.device)
 
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """Sum over all ranks, as a new tensor on this rank's device."""
+        total = tensor.detach().to(self.device, copy=True)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total
+
     def hand_on(self, memory: Tensor) -> None:
         """Overwrite `memory` with that of the first of the ranks with the same packs; all bring as many bytes."""
         passed = memory.to(self.device)

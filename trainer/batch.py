@@ -71,7 +71,9 @@ class Microbatch:
     """None where the stage does not read it."""
     weight_L: Tensor
     keys: tuple[str, ...]
-    """Samples in the order of the first segments of `inputs`."""
+    """Samples in the order of the first segments of `inputs`,"""
+    buckets: tuple[str, ...]
+    """and the bucket of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,5 +294,5 @@ def _conditioning_rows(
 def _microbatch(inputs: PackedInputs, target_LP: Tensor | None, samples: Sequence[Sample]) -> Microbatch:
     # Padding has a condition row of its own, so this is 0 there too.
     weight_L = (~inputs.is_condition_R[inputs.row_L]).float()
-    keys = tuple(sample.key for sample in samples)
-    return Microbatch(inputs=inputs, target_LP=target_LP, weight_L=weight_L, keys=keys)
+    keys, buckets = tuple(sample.key for sample in samples), tuple(sample.bucket for sample in samples)
+    return Microbatch(inputs=inputs, target_LP=target_LP, weight_L=weight_L, keys=keys, buckets=buckets)

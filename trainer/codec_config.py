@@ -7,7 +7,7 @@ from typing import Any, Literal
 from data.lattice import ClipConfig
 from data.split import split_of
 from model.codec import CodecConfig
-from trainer.metrics import WandbConfig
+from trainer.mirror import WandbConfig
 from trainer.schedule import ScheduleConfig
 
 

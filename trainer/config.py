@@ -15,7 +15,7 @@ from model.text import TextConfig
 from parallel.dims import ParallelDims
 from parallel.legality import Workload
 from parallel.optim import AdamWConfig
-from trainer.metrics import WandbConfig
+from trainer.mirror import WandbConfig
 from trainer.schedule import ScheduleConfig
 
 
@@ -114,6 +114,10 @@ class LoopConfig:
     """Compare the copies of each parameter over ranks, bit by bit; unless 0, each checkpoint is preceded by it too."""
     ema_half_life_fraction: float = 0.03
     """Half-life of the weight average, as a fraction of the steps taken so far (Karras et al. 2024, sec. 3)."""
+    spike_factor: float = 3.0
+    """A loss so many times the median of the 100 steps before it is told of; 0: never."""
+    peak_tflops: float | None = None
+    """What a device can do at most, for MFU; None looks it up by the GPU's name (dense bf16), and a CPU has none."""
     threads_per_rank: int | None = None
     """CPU threads; None leaves what the launcher or OMP_NUM_THREADS says, else one for each core."""
 
@@ -123,6 +127,10 @@ class LoopConfig:
         for name in ("log_every", "checkpoint_every", "evaluate_every", "sample_every", "check_replicas_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"run.{name}={getattr(self, name)} must be a number of steps, or 0 for never")
+        if self.spike_factor < 0:
+            raise ValueError(f"run.spike_factor={self.spike_factor} must be above 1, or 0 for never")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"run.peak_tflops={self.peak_tflops} must be above 0, or null")
         if self.threads_per_rank is not None and self.threads_per_rank < 1:
             raise ValueError(f"run.threads_per_rank={self.threads_per_rank} must be at least 1, or null")
         if self.ema_half_life_fraction <= 0:

@@ -1,48 +1,27 @@
 """The training loop."""
 
 import time
-from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from data.loader import Loader, StepData
-from data.pack import Position
-from data.plan import position_row
-from parallel.engine import StepResult
 from trainer.build import Run
-from trainer.checkpoint import prune_checkpoints, write_checkpoint
+from trainer.checkpoint import prune_checkpoints, step_folder, write_checkpoint
 from trainer.compose import to_yaml
 from trainer.evaluation import heldout_loss
+from trainer.goodput import counted
+from trainer.metrics import NotFinite
+from trainer.pace import Pace, Progress, due
 from trainer.samples import write_samples
 from trainer.schedule import learning_rate
 from trainer.signals import EXIT_STOPPED, StopRequest
 
 _KEYS_NAMED = 8
-_STRAGGLES = 5.0
-"""A rank straggles that waits for data so many times as long as the median rank,"""
-_STRAGGLES_FROM = 0.02
-"""and at least this share of the time."""
-
-
-@dataclass
-class Progress:
-    """How far a run is: all that has to be known to go on, beside weights and moments."""
-
-    step: int = 0
-    tokens: int = 0
-    flops: int = 0
-    epoch: int = 0
-    pack: int = 0
-    stage: int = 0
-
-    @property
-    def position(self) -> Position:
-        return Position(epoch=self.epoch, pack=self.pack, stage=self.stage, step=self.step, tokens=self.tokens)
+"""Samples that a sentence names."""
 
 
 def train(run: Run, progress: Progress, stop: StopRequest) -> int:
     """Train to the last step or until asked to stop; returns the process's exit code."""
-    steps, pace = run.config.run.steps, Pace(run)
+    steps, pace = run.config.run.steps, Pace(run, progress)
     refuse_together(run)
     if progress.step == 0:  # a checkpoint is saved after its step was observed
         observe(run, progress)
@@ -56,7 +35,7 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
                 result = run.engine.step(microbatches, lr=rate)
             run.grid.started()
             if result.skipped:
-                raise ValueError(not_finite(run, progress.step + 1, batch))
+                raise NotFinite(not_finite(run, progress.step + 1, batch))
             after = batch.position_after
             progress.step, progress.tokens = after.step, after.tokens
             progress.epoch, progress.pack, progress.stage = after.epoch, after.pack, after.stage
@@ -66,6 +45,7 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
             observe(run, progress)
             if run.grid.any(stop.signal_name is not None) and progress.step < steps:
                 return leave(run, progress, stop.signal_name or "another rank's signal")
+    pace.end(progress)
     refuse_together(run)
     return 0
 
@@ -123,10 +103,7 @@ def observe(run: Run, progress: Progress) -> None:
         save(run, progress)
 
 
-def due(period: int, step: int, last: bool) -> bool:
-    return period > 0 and (last or step % period == 0)
-
-
+@counted("evaluation")
 def evaluate(run: Run, progress: Progress) -> None:
     """Held-out loss of the averaged weights."""
     if run.heldout is None:
@@ -155,16 +132,19 @@ def evaluate(run: Run, progress: Progress) -> None:
     )
 
 
+@counted("samples")
 def sample(run: Run, step: int) -> None:
     """A sheet of the run's prompts."""
     if run.samples is None:
         return
     path = run.config.path / "samples" / f"step_{step:08d}.png"
-    write_samples(run.samples, engine=run.engine, grid=run.grid, metrics=run.metrics, step=step, path=path)
-    run.metrics.write_sheet(step, path, caption=f"step {step}")
+    written = write_samples(run.samples, engine=run.engine, grid=run.grid, metrics=run.metrics, step=step, path=path)
+    if written:
+        run.metrics.write(step, {"samples": written})
     run.metrics.say(f"step {step}: samples in {path}")
 
 
+@counted("checkpoints")
 def save(run: Run, progress: Progress) -> None:
     """Commit a checkpoint of logical tensors, then drop the oldest."""
     if run.config.run.check_replicas_every:
@@ -189,6 +169,8 @@ def save(run: Run, progress: Progress) -> None:
     if run.grid.rank == 0:
         with run.metrics.guarded(root):
             prune_checkpoints(root, run.config.run.keep_checkpoints)
+        where = step_folder(root, progress.step).relative_to(run.config.path)
+        run.metrics.write(progress.step, {"checkpoint": {"path": str(where), **vars(progress)}})
     run.grid.barrier()
 
 
@@ -196,91 +178,10 @@ def leave(run: Run, progress: Progress, reason: str) -> int:
     """Save at the step boundary, unless that was due anyway, and say how to go on."""
     if not due(run.config.run.checkpoint_every, progress.step, last=False):
         save(run, progress)
+    run.metrics.write(progress.step, run.metrics.goodput.row())
+    run.metrics.alert(progress.step, "preemption", f"stopped by {reason} after step {progress.step}, all saved")
     run.metrics.say(
         f"stopped by {reason} after step {progress.step} of {run.config.run.steps}; everything is saved, "
         "and the same command goes on from here"
     )
     return EXIT_STOPPED
-
-
-class Pace:
-    """Where a step's time goes, and the line that says so. Evaluation, samples and saves are not part of it."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.seconds = {"data": 0.0, "step": 0.0}
-        self.tokens, self.steps, self.waited_s = 0, 0, 0.0
-        self.total_s, self.total_steps = 0.0, 0
-
-    def measured(self, part: str) -> "Measured":
-        return Measured(self.seconds, part)
-
-    def report(self, progress: Progress, batch: StepData, result: StepResult, rate: float) -> None:
-        """Write a row every `log_every` steps: rates are over the steps since the last row."""
-        self.tokens += batch.video_tokens
-        self.steps += 1
-        self.waited_s += batch.waited_s
-        steps = self.run.config.run.steps
-        if not due(self.run.config.run.log_every, progress.step, last=progress.step == steps):
-            return
-        elapsed = sum(self.seconds.values())
-        self.total_s, self.total_steps = self.total_s + elapsed, self.total_steps + self.steps
-        row = {
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            "lr": rate,
-            "tokens": progress.tokens,
-            "flops": progress.flops,
-            "epoch": progress.epoch,
-            "tokens_per_s": round(self.tokens / elapsed, 1),
-            "s_per_step": round(elapsed / self.steps, 4),
-            **self._waits(progress.step, elapsed),
-            "fill": round(batch.video_tokens / batch.token_budget, 4),
-            "imbalance": round(batch.imbalance, 4),
-            "position": position_row(batch.position_after),
-        }
-        self.run.metrics.write(progress.step, row)
-        left_s = self.total_s / self.total_steps * (steps - progress.step)
-        self.run.metrics.say(
-            f"step {progress.step}/{steps}  loss {result.loss:.4f}  norm {result.grad_norm:.3f}  "
-            f"lr {rate:.2e}  {row['tokens_per_s']:,.0f} tokens/s  {row['s_per_step']:.2f} s/step  "
-            f"fill {row['fill']:.2f}  left {left_s / 60:.1f} min"
-        )
-        self.seconds.update(data=0.0, step=0.0)
-        self.tokens, self.steps, self.waited_s = 0, 0, 0.0
-
-    def _waits(self, step: int, elapsed: float) -> dict[str, float]:
-        """Share of the time for which ranks that read waited for data: mean, largest and whose that was.
-
-        Of the stages of a data rank the one that waited longest counts.
-        """
-        grid = self.run.grid
-        told = grid.gather_objects([grid.data_rank, self.waited_s])
-        waits: list[tuple[float, int]] = [(0.0, 0)] * grid.data_size
-        for rank, (data_rank, seconds) in enumerate(told):
-            waits[data_rank] = max(waits[data_rank], (seconds, -rank))
-        longest, rank = max(waits)
-        usual = median(seconds for seconds, _ in waits)
-        if longest > _STRAGGLES * usual and longest > _STRAGGLES_FROM * elapsed and grid.data_size > 1:
-            self.run.metrics.say(
-                f"step {step}: rank {-rank} waited {longest:.2f} s of {elapsed:.2f} s for its data, ranks usually "
-                f"{usual:.2f} s: look at that node's storage, or raise data.workers and data.prefetch_steps"
-            )
-        return {
-            "data_wait": round(sum(seconds for seconds, _ in waits) / len(waits) / elapsed, 4),
-            "data_wait_max": round(longest / elapsed, 4),
-            "data_wait_rank": -rank,
-        }
-
-
-class Measured:
-    """Adds the seconds of a `with` block to an entry of a dict."""
-
-    def __init__(self, seconds: dict[str, float], part: str) -> None:
-        self.seconds, self.part = seconds, part
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        self.seconds[self.part] += time.perf_counter() - self.start

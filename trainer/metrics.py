@@ -1,4 +1,4 @@
-"""What a run says about itself: `metrics.jsonl` (the durable record), W&B (a mirror), the console and `log.txt`."""
+"""What a run says about itself: `metrics.jsonl` (the durable record, mirrored in W&B), the console and `log.txt`."""
 
 import errno
 import json
@@ -6,29 +6,22 @@ import logging
 import math
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
-import wandb
+from trainer.console import Console
+from trainer.goodput import Goodput, is_counted
+from trainer.mirror import Mirror, WandbConfig, describe_run
 
 log = logging.getLogger(__name__)
+AlertKind = Literal["not finite", "spike", "preemption", "hang", "error"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class WandbConfig:
-    """Weights & Biases: `offline` writes a local run for `wandb sync`; `disabled` writes nothing."""
-
-    mode: Literal["online", "offline", "disabled"] = "offline"
-    project: str = "tessera"
-    entity: str | None = None
-    group: str | None = None
-    job_type: str = "train"
-    tags: tuple[str, ...] = ()
+class NotFinite(ValueError):
+    """A step's loss or gradient is no number."""
 
 
 class Metrics:
@@ -45,7 +38,10 @@ class Metrics:
         self._folder = folder
         self._file: IO[str] | None = None
         self._log: logging.Handler | None = None
-        self._wandb: Any = None
+        self._mirror: Mirror | None = None
+        self._step = resume_step
+        self._console: Console | None = None
+        self.goodput = Goodput()
         if speaks:
             with self.guarded(folder):
                 self._open(resume_step, config_yaml)
@@ -53,12 +49,13 @@ class Metrics:
     def _open(self, resume_step: int, config_yaml: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "metrics.jsonl"
-        _drop_rows_after(path, resume_step)
+        self.goodput.carry(*_drop_rows_after(path, resume_step))
         (self._folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._log = logging.FileHandler(self._folder / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger().addHandler(self._log)
+        self._console = Console.install()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -71,6 +68,8 @@ class Metrics:
             told = None if isinstance(error, ValueError) else (kind, error, trace)
             record = {"msg": f"error: {error}", "levelno": logging.ERROR, "exc_info": told}
             self._log.handle(logging.makeLogRecord(record))
+        if isinstance(error, Exception):
+            self.alert(self._step, _kind_of(error), str(error))
         self.close(self.exit_code if error is None else 1)
 
     @contextmanager
@@ -86,52 +85,48 @@ class Metrics:
             )
 
     def start_wandb(self, config: WandbConfig, *, name: str, settings: dict[str, Any]) -> None:
-        """Open the W&B run of this folder; its id is kept there, so that a resumed run is the same run."""
-        if self._file is None or config.mode == "disabled":
-            return
-        id_file = self._folder / "wandb_id"
-        try:
-            if not id_file.exists():
-                id_file.write_text(uuid.uuid4().hex[:12])
-            self._wandb = wandb.init(
-                project=config.project,
-                entity=config.entity,
-                group=config.group,
-                job_type=config.job_type,
-                tags=list(config.tags),
-                name=name,
-                id=id_file.read_text().strip(),
-                resume="allow" if config.mode == "online" else None,
-                mode=config.mode,
-                dir=str(self._folder),
-                config=settings,
-                settings=wandb.Settings(silent=True, console="off", x_disable_machine_info=True, disable_git=True),
-            )
-            for axis in ("tokens", "flops"):
-                self._wandb.define_metric(axis)
-            self._wandb.define_metric("*", step_metric="step")
-        except (wandb.errors.Error, OSError) as error:
-            log.warning("W&B is off for this run (%s); metrics.jsonl has everything", error)
-
-    def write(self, step: int, row: dict[str, Any]) -> None:
-        """One row of numbers: to the file at once, to W&B when it listens."""
+        """Describe the run, and show its record in W&B from a process beside it; `settings` must hold no secret."""
         if self._file is None:
             return
+        with self.guarded(self._folder):
+            run_id = describe_run(self._folder, config, name=name, settings=settings)
+            if config.mode != "disabled":
+                self._mirror = Mirror(self._folder, finish_s=config.finish_s)
+                self.say(f"W&B: {config.mode}, run {run_id} of {config.project}, from {self._folder}/metrics.jsonl")
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        """One row: to the file at once, from where W&B gets it when it listens."""
+        if self._file is None:
+            return
+        self._step = step
         clean = {key: value for key, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
         with self.guarded(Path(self._file.name)):
             self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **clean}) + "\n")
             self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log({"step": step, **clean})
+        if self._mirror is not None:
+            self._mirror.look()
 
-    def write_sheet(self, step: int, path: Path, caption: str) -> None:
-        """Show a picture of samples in W&B; the file itself stays in the run folder."""
-        if self._wandb is not None and path.is_file():
-            self._wandb.log({"step": step, "samples": wandb.Image(str(path), caption=caption)})
+    def alert(self, step: int, kind: AlertKind, text: str) -> None:
+        """What somebody may want to be woken for; W&B sends it to whoever asked for alerts."""
+        self.write(step, {"alert": {"kind": kind, "text": text}})
 
     def say(self, text: str) -> None:
         if self.speaks:
             log.info(text)
+
+    def note(self, text: str) -> None:
+        """For `log.txt` alone."""
+        if self._log is not None:
+            self._log.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
+
+    def warn(self, text: str) -> None:
+        if self.speaks:
+            log.warning(text)
+
+    def passing(self, text: str) -> None:
+        """What a terminal shows until the next line."""
+        if self._console is not None:
+            self._console.passing(text)
 
     def close(self, exit_code: int = 0) -> None:
         if self._file is not None:
@@ -140,8 +135,17 @@ class Metrics:
         if self._log is not None:
             logging.getLogger().removeHandler(self._log)
             self._log.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=exit_code)
+        if self._mirror is not None:
+            self._mirror.close(exit_code)
+        if self._console is not None:
+            self._console.remove()
+            self._console = None
+
+
+def _kind_of(error: Exception) -> AlertKind:
+    if isinstance(error, NotFinite):
+        return "not finite"
+    return "hang" if isinstance(error, TimeoutError | ConnectionError) else "error"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -158,11 +162,20 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _drop_rows_after(path: Path, step: int) -> None:
-    """Rows past the checkpoint that a run resumes from are written again, so they go first; from 0 on, all are."""
+def _drop_rows_after(path: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rows past the checkpoint that a run resumes from are written again, so they go first; from 0 on, all are.
+
+    Returns the last row that says where time went of those that stay, and of those that go; {} where there is none.
+    """
     if not path.exists():
-        return
-    rows = [row for row in read_metrics(path.parent) if row["step"] <= step] if step else []
+        return {}, {}
+    rows = read_metrics(path.parent)
+    kept = [row for row in rows if row["step"] <= step] if step else []
     scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    scratch.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     os.replace(scratch, path)
+    return _last_numbers(kept), _last_numbers(rows[len(kept) :])
+
+
+def _last_numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return next((row for row in reversed(rows) if is_counted(row)), {})

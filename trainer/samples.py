@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,12 @@ from parallel.engine import TrainEngine
 from parallel.runtime import Grid
 from trainer.batch import PackLayout, count_tokens
 from trainer.config import SamplesConfig, TrainConfig
-from trainer.media import SheetBlock, SheetRow, to_frames, write_sheet
+from trainer.media import SheetBlock, SheetRow, to_frames, write_mp4, write_sheet
 from trainer.metrics import Metrics
 from trainer.sampling import SamplerConfig, SampleRequest, latent_size, sample_videos
+
+_FPS = 8.0
+"""Where neither the settings nor the shards know of one rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,8 @@ class SampleSet:
     null_text: Tensor
     layout: PackLayout
     codec: Path
+    fps: float
+    """Rate that the videos are shown at."""
 
 
 def sample_set(config: TrainConfig, manifest: Manifest, *, multiple: int) -> SampleSet | None:
@@ -65,13 +71,17 @@ def sample_set(config: TrainConfig, manifest: Manifest, *, multiple: int) -> Sam
         null_text=encoder.null_embedding(),
         layout=PackLayout.of(config, tokens_per_pack=-(-together * tokens // multiple) * multiple),
         codec=Path(config.data.codec),
+        fps=wanted.fps or config.data.position_fps or manifest.identity.fps or _FPS,
     )
 
 
 def write_samples(
     samples: SampleSet, *, engine: TrainEngine, grid: Grid, metrics: Metrics, step: int, path: Path
-) -> None:
-    """Sample with the averaged weights and write one sheet; collective."""
+) -> dict[str, Any]:
+    """Sample with the averaged weights; write one sheet and a video of each prompt beside it. Collective.
+
+    Returns what was written, with paths from the run folder; {} on ranks that write nothing.
+    """
     wanted = samples.wanted
     with engine.ema_weights():
         latents = sample_videos(
@@ -83,7 +93,7 @@ def write_samples(
             layout=samples.layout,
         )
     if not metrics.speaks:
-        return
+        return {}
     codec = load_codec(samples.codec).to(grid.device).eval()
     with torch.inference_mode():
         videos = [to_frames(codec.to_video(latent_CTHW[None].to(grid.device))[0]) for latent_CTHW in latents]
@@ -91,6 +101,13 @@ def write_samples(
         SheetBlock(heading=prompt, rows=[SheetRow(label=f"seed {wanted.seed + number}", frames_T3HW=frames_T3HW)])
         for number, (prompt, frames_T3HW) in enumerate(zip(wanted.prompts, videos, strict=True))
     ]
+    shown: list[dict[str, Any]] = [
+        {"path": f"{path.parent.name}/{path.stem}_{number}.mp4", "prompt": prompt, "seed": wanted.seed + number}
+        for number, prompt in enumerate(wanted.prompts)
+    ]
     with metrics.guarded(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_sheet(path, blocks, title=f"step {step}", footer=wanted.attribution)
+        for video, frames_T3HW in zip(shown, videos, strict=True):
+            write_mp4(path.parent / Path(video["path"]).name, frames_T3HW, fps=samples.fps)
+    return {"sheet": f"{path.parent.name}/{path.name}", "videos": shown}

@@ -6,22 +6,31 @@ torchrun --nproc-per-node 4 -m trainer.train experiment=demo parallel=tp2_pp2
 
 import logging
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
+from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from data.curriculum import Curriculum
 from data.mixture import DataSet
 from data.plan import FILE_NAME as PLAN_NAME
 from model.flops import parameter_count
+from parallel.engine import TrainEngine
 from parallel.hang import hangs_told
 from parallel.launch import Launch
 from parallel.legality import require_legal
 from parallel.runtime import Grid
 from trainer.build import Run, build_engine, heldout_of, open_shards, plan_config
 from trainer.checkpoint import CheckpointReader, newest_checkpoint
+from trainer.code_version import code_version
 from trainer.compose import to_dataclass, to_yaml, user_errors
 from trainer.config import TrainConfig, differences, workload
 from trainer.loop import Progress, train
@@ -106,9 +115,9 @@ def run(config: TrainConfig) -> int:
             Metrics(config.path, speaks=speaks, resume_step=progress.step, config_yaml=to_yaml(config)) as metrics,
             hangs_told(grid, lambda: f"after step {progress.step}"),  # here too, for log.txt to have the sentence
         ):
-            settings = config.defining() | {f"deepspeed.{name}": value for name, value in engine.settings.items()}
-            metrics.start_wandb(config.wandb, name=config.name, settings=settings)
-            metrics.say("DeepSpeed: " + ", ".join(f"{name}={value}" for name, value in engine.settings.items()))
+            if speaks:
+                metrics.start_wandb(config.wandb, name=config.name, settings=facts(config, grid, engine, shards))
+            metrics.note("DeepSpeed: " + ", ".join(f"{name}={value}" for name, value in engine.settings.items()))
             parts = Run(
                 config=config,
                 grid=grid,
@@ -129,6 +138,23 @@ def run(config: TrainConfig) -> int:
             return metrics.exit_code
 
 
+def facts(config: TrainConfig, grid: Grid, engine: TrainEngine, shards: DataSet) -> dict[str, Any]:
+    """What W&B shows as the run's config: chosen names only, so that no path and no credential is among them."""
+    count = parameter_count(config.model)
+    return {
+        **config.defining(),
+        **{f"parallel.{name}": value for name, value in asdict(grid.dims).items()},
+        **{f"run.{name}": value for name, value in asdict(config.run).items()},
+        **{f"deepspeed.{name}": value for name, value in engine.settings.items()},
+        "parameters": count.total,
+        "parameters.non_embedding": count.non_embedding,
+        "ranks": grid.world_size,
+        "device": str(grid.device.type),
+        "manifest": shards.hash,
+        **code_version(),
+    }
+
+
 def record_plan(config: TrainConfig, shards: DataSet, progress: Progress, metrics: Metrics) -> None:
     """What `python -m data.order` needs, of the steps from here on."""
     if metrics.speaks:
@@ -146,12 +172,61 @@ def agree_on_step(grid: Grid, step: int, config: TrainConfig) -> None:
         )
 
 
+def read(config: DictConfig) -> TrainConfig:
+    return to_dataclass(TrainConfig, config)
+
+
+def jobs_of(words: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep, of the words of its command."""
+    parsed = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
+    choices = {
+        one.get_key_element(): [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+        if one.is_sweep_override()
+        else [str(one.input_line)]
+        for one in parsed
+    }
+    return [list(job) for job in product(*choices.values())]
+
+
+def swept(jobs: list[list[str]]) -> list[list[str]]:
+    """Of each job, the overrides that are not those of all."""
+    varies = [len({*words}) > 1 for words in zip(*jobs, strict=True)]
+    return [[word for word, own in zip(job, varies, strict=True) if own] for job in jobs]
+
+
+def refuse_shared_folders(jobs: list[list[str]]) -> None:
+    """ValueError where two jobs of a sweep would write the same run, or one of them cannot be read."""
+    own, names = HydraConfig.instance().cfg, Counter[str]()
+    for job in jobs:
+        composed = hydra.compose("train", job, return_hydra_config=True)
+        HydraConfig.instance().set_config(composed)  # for `${hydra:runtime.choices.model}`
+        ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        names[read(ours).folder] += 1
+    HydraConfig.instance().cfg = own
+    folder, count = names.most_common(1)[0]
+    if count > 1:
+        keys = [word.split("=")[0] for word in swept(jobs)[0]]
+        groups = HydraConfig.get().runtime.choices
+        parts = "-".join(f"${{hydra:runtime.choices.{key}}}" if key in groups else f"${{{key}}}" for key in keys)
+        raise ValueError(
+            f"{count} jobs of this sweep would write into {folder}: give each a name of its own, such as "
+            f"'name=sweep-{parts}'"
+        )
+
+
 @user_errors
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
 @user_errors
 def main(config: DictConfig) -> None:
-    """Hydra's entry."""
-    sys.exit(run(to_dataclass(TrainConfig, config)))
+    """Hydra's entry; a job of a sweep after the other with `--multirun`."""
+    wanted = read(config)
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        number, jobs = HydraConfig.get().job.num, jobs_of(sys.argv[1:])
+        if number == 0:
+            refuse_shared_folders(jobs)
+        log.info("job %d of %d: %s", number + 1, len(jobs), " ".join(swept(jobs)[number]))
+    if code := run(wanted):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

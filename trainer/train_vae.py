@@ -46,6 +46,7 @@ from trainer.codec_run import CodecRun, build_optimizers, checkpoint_root, load_
 from trainer.compose import to_dataclass, to_yaml, user_errors
 from trainer.device import choose_device
 from trainer.metrics import Metrics
+from trainer.mirror import ID_FILE, RUN_FILE
 from trainer.signals import EXIT_STOPPED, StopRequest
 
 log = logging.getLogger(__name__)
@@ -227,7 +228,7 @@ def _check_same(config: TrainVaeConfig, saved: dict[str, Any], clips: str) -> No
 def _forget(folder: Path) -> None:
     """Delete what training left in a folder, and nothing else."""
     shutil.rmtree(checkpoint_root(folder), ignore_errors=True)
-    for name in (METRICS, "metrics.jsonl", "log.txt", "wandb_id", SHEET, RUN_CONFIG, *CODEC_FILES):
+    for name in (METRICS, "metrics.jsonl", "log.txt", ID_FILE, RUN_FILE, SHEET, RUN_CONFIG, *CODEC_FILES):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -133,11 +133,11 @@ def test_no_yaml_is_left_out():
 
 def test_experiments_begin_with_the_command_that_runs_them():
     files = [path for group in ("experiment", "debug") for path in (CONF / group).glob("*.yaml")]
-    headers = {path: path.read_text().split("\n\n")[0].split("\n")[:3] for path in files}
+    heads = {path: path.read_text().split("\n")[:2] for path in files}
+    wrong = [path for path, (package, _) in heads.items() if package != "# @package _global_"]
+    assert not wrong, "Hydra takes a package from the first line only"
     assert not [
-        path
-        for path, lines in headers.items()
-        if not any(line.startswith("# ") and f"={path.stem}" in line for line in lines)
+        path for path, (_, line) in heads.items() if not (line.startswith("# python ") and f"={path.stem}" in line)
     ]
 
 

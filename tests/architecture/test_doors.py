@@ -9,7 +9,7 @@ DOORS = {
     "av": ("data/",),
     "pyarrow": ("data/",),
     "transformers": ("model/text.py",),
-    "wandb": ("trainer/metrics.py", "scaling/collect.py"),
+    "wandb": ("trainer/wandb_sync.py", "scaling/collect.py"),
     "diffusers": (),
 }
 ENVIRONMENT_READERS = {

@@ -103,6 +103,14 @@ GRID_MUTANTS = [
         check="grid",
     ),
     Mutant(
+        name="sum_over_ranks: own value only",
+        file=RUNTIME,
+        old="            dist.all_reduce(total)\n",
+        new="            pass\n",
+        layout="dp2",
+        check="grid",
+    ),
+    Mutant(
         name="hand_on: packs not handed on",
         file=RUNTIME,
         old="        dist.broadcast(passed, src=dist.get_global_rank(self.pack_group, 0), group=self.pack_group)\n",

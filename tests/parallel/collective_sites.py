@@ -27,7 +27,7 @@ LOCAL = {
 }
 """What sends no message, or makes groups; everything else of these is taken to be a collective."""
 OURS = {"_sum", "_SumGradient.apply", "_SumBothWays.apply", "sum_over_stages", "check_replicas"}
-OF_GRID = {"any", "sum_over_data", "gather_objects", "barrier"}
+OF_GRID = {"any", "sum_over_data", "sum_over_ranks", "gather_objects", "barrier"}
 OF_LAYERS = {"replicated", "scatter_sequence", "gather_sequence", "gather_tokens", "gather_heads"}
 ASKING = {"allreduce_dgrad", "sequence_parallel", "tensor_parallel_output_grad", "sequence", "mpu", "batch_p2p_comm"}
 """Keywords that ask an engine for collectives or for a kind of them."""

@@ -129,6 +129,8 @@ def of_the_grid(grid, folder):
     findings.compare("any", 0.0 if flags == [False, True, True] else math.nan, "", 0.0)
     total = float(grid.sum_over_data(torch.tensor(2.0**grid.data_rank)))
     findings.compare("sum_over_data", abs(total - (2**grid.data_size - 1)), "", 0.0)
+    total = float(grid.sum_over_ranks(torch.tensor(2.0**grid.rank)))
+    findings.compare("sum_over_ranks", abs(total - (2**size - 1)), "", 0.0)
     memory = torch.full((5,), grid.rank, dtype=torch.uint8)
     grid.hand_on(memory)
     reader = grid.rank - grid.tensor_rank - grid.tensor_size * grid.context_rank

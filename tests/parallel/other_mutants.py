@@ -26,8 +26,8 @@ LOSS_MUTANTS = [
     Mutant(
         name="each pack weighs the same",
         file=PIPELINE,
-        old="return (error_L * weight_L.to(wide_LP)).sum()",
-        new="return (error_L * weight_L.to(wide_LP)).sum() / weight_L.sum()",
+        old="return (error_M * weight_M).sum() * scale",
+        new="return (error_M * weight_M).sum() / weight_M.sum() * scale",
         layout="single",
     ),
     Mutant(

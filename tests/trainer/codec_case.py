@@ -18,7 +18,7 @@ from trainer.codec_config import (
     CodecRunConfig,
     TrainVaeConfig,
 )
-from trainer.metrics import WandbConfig
+from trainer.mirror import WandbConfig
 from trainer.schedule import ScheduleConfig
 
 SOURCES = 9

@@ -27,7 +27,7 @@ from trainer.batch import PackLayout, PackRecipe, build_microbatch
 from trainer.checkpoint import write_checkpoint
 from trainer.compose import to_yaml
 from trainer.config import DataConfig, EvaluationConfig, LoopConfig, SamplesConfig, TrainConfig
-from trainer.metrics import WandbConfig
+from trainer.mirror import WandbConfig
 from trainer.schedule import ScheduleConfig
 
 CHANNELS, TEXT_DIM, LIFT = 2, 4, 1.0

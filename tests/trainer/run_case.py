@@ -8,6 +8,7 @@ import atexit
 import gc
 import json
 import os
+import re
 import resource
 import runpy
 import signal
@@ -128,12 +129,16 @@ class Ended:
         assert self.code == 0, f"{self.err}{self.others}"
         return self
 
+    def sentences(self):
+        """What was said, without the time."""
+        return [re.sub(r"^\d\d:\d\d:\d\d  (warning: )?", "", line) for line in self.err.splitlines()]
+
     def refused(self):
         """The one sentence of a command that was refused."""
         assert self.codes[0] == 2, f"{self.err}{self.others}"
         assert set(self.codes) <= {2, -signal.SIGTERM}, "the launcher ends the ranks that let rank 0 speak"
-        lines = [line for line in self.err.splitlines() if not line.startswith(("run ", "layout:", "model:", "data:"))]
-        said = ("step: ", "step ", "resumed from", "DeepSpeed: ", "connections between")
+        lines = [line for line in self.sentences() if not line.startswith(("run ", "layout:", "model:", "data:"))]
+        said = ("step: ", "step ", "resumed from", "connections between", "W&B: ")
         said += ("planning ", "clips ", "skipped ", "  clips-", "on-line: ", "encoding clips ")
         lines = [line for line in lines if not line.startswith(said)]
         assert len(lines) == 1 and lines[0].startswith("error: "), f"not one sentence:\n{self.err}"

@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from types import SimpleNamespace
+from itertools import pairwise
 
 import pytest
 import torch
 
 from tests.trainer.run_case import STEPS, overrides, write_inputs
 from trainer.checkpoint import CheckpointReader, committed_steps
-from trainer.loop import Pace, due, ema_decay
+from trainer.loop import ema_decay
 from trainer.metrics import read_metrics
 
 HALF = STEPS // 2
@@ -120,6 +120,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_and_rewrites_what_came_af
     assert [step for step, _ in column(inputs / "killed", "loss")][-1] == 12
     assert "step_00000010" in train("killed", "single").ok().err
     assert_same_bits(inputs / "killed", straight["single"])
+    assert read_metrics(inputs / "killed")[-1]["goodput/lost_s"] > 0, "steps 11 and 12 were done twice"
 
 
 @pytest.mark.parametrize(
@@ -191,30 +192,34 @@ def test_every_row_of_the_record_is_whole(straight):
     assert len(levels) == 2
     assert sum(levels) / 2 == pytest.approx(rows[0]["heldout/loss"])
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
-    assert rows[-1]["tokens"] > rows[0]["tokens"] == 0
+    tokens = [row["tokens"] for row in rows if "tokens" in row]
+    assert tokens[-1] > tokens[0] == 0
     assert all(0 <= row["data_wait"] <= row["data_wait_max"] for row in rows if "loss" in row)
     assert all(row["data_wait_rank"] == 0 for row in rows if "loss" in row)
+    assert [row["checkpoint"]["path"] for row in rows if "checkpoint" in row] == [
+        f"checkpoints/step_{step:08d}" for step in (HALF, STEPS)
+    ]
 
 
-def waiting(told, *, data_size):
-    """What is written and said where ranks tell `[data rank, seconds waited]` of 10 seconds."""
-    said = []
-    grid = SimpleNamespace(gather_objects=lambda own: told, data_size=data_size, data_rank=0)
-    pace = Pace(SimpleNamespace(grid=grid, metrics=SimpleNamespace(say=said.append)))
-    return pace._waits(30, 10.0), said
+@pytest.mark.parametrize("layout", ["single", "dp2", "tp2_pp2"])
+def test_losses_by_level_and_by_bucket_are_those_of_the_whole_step_in_every_layout(straight, layout):
+    rows = [row for row in read_metrics(straight[layout]) if "loss" in row]
+    reference = [row for row in read_metrics(straight["single"]) if "loss" in row]
+    for row, other in zip(rows, reference, strict=True):
+        for begins in ("loss_t", "loss_bucket/"):
+            parts = {name: value for name, value in row.items() if name.startswith(begins)}
+            assert len(parts) >= 1 and min(parts.values()) * 0.9999 <= row["loss"] <= max(parts.values()) * 1.0001
+            assert parts == pytest.approx({name: other[name] for name in parts}, rel=PARITY)
 
 
-def test_the_rank_that_waits_longest_for_data_is_told():
-    even = [[0, 0.3], [0, 0.0], [1, 0.1], [1, 0.2]]  # two stages each
-    row, said = waiting(even, data_size=2)
-    assert row == {"data_wait": 0.025, "data_wait_max": 0.03, "data_wait_rank": 0}
-    assert not said
-    row, said = waiting([[0, 0.1], [1, 0.2], [2, 4.0], [3, 0.1]], data_size=4)
-    assert row == {"data_wait": 0.11, "data_wait_max": 0.4, "data_wait_rank": 2}
-    assert len(said) == 1
-    assert said[0].startswith("step 30: rank 2 waited 4.00 s of 10.00 s for its data, ranks usually 0.15 s")
-    assert not waiting([[0, 4.0]], data_size=1)[1]
-    assert not waiting([[0, 0.0], [1, 0.1], [2, 0.0]], data_size=3)[1], "too little to speak of"
+def test_where_time_went_adds_up(straight):
+    rows = [row for row in read_metrics(straight["single"]) if "goodput/step_s" in row]
+    assert rows[-1]["goodput/checkpoints_s"] > 0 < rows[-1]["goodput/evaluation_s"]
+    for one, other in pairwise(rows):
+        assert all(other[name] >= one[name] for name in one if name.startswith("goodput/") and name.endswith("_s"))
+    whole = sum(value for name, value in rows[-1].items() if name.startswith("goodput/") and name.endswith("_s"))
+    assert rows[-1]["goodput/share"] == pytest.approx(rows[-1]["goodput/step_s"] / whole, abs=1e-3)
+    assert rows[-1]["goodput/lost_s"] == 0
 
 
 def test_half_of_the_average_is_younger_than_its_half_life():
@@ -223,8 +228,3 @@ def test_half_of_the_average_is_younger_than_its_half_life():
     for step in range(10_000, 11_000):
         average = 1 - (1 - average) * ema_decay(0.1, step)
     assert average == pytest.approx(1 - 0.5 ** (10 * torch.log(torch.tensor(1.1)).item()), abs=1e-3)
-
-
-def test_what_is_due_is_due_at_the_end_too_and_never_where_its_period_is_zero():
-    assert [step for step in range(11) if due(4, step, last=step == 10)] == [0, 4, 8, 10]
-    assert not any(due(0, step, last=step == 10) for step in range(11))

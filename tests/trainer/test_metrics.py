@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.metrics import Metrics, WandbConfig, read_metrics
+from trainer.metrics import Metrics, NotFinite, read_metrics
+from trainer.mirror import WandbConfig
 
 
 def test_rows_past_the_resume_step_are_dropped_and_torn_lines_survived(tmp_path: Path) -> None:
@@ -30,19 +31,6 @@ def test_a_silent_rank_writes_nothing(tmp_path: Path) -> None:
     metrics.write(1, {"loss": 1.0})
     metrics.close()
     assert not (tmp_path / "run").exists()
-
-
-def test_wandb_offline_run_keeps_its_id(tmp_path: Path) -> None:
-    ids = []
-    for _ in range(2):
-        metrics = Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n")
-        metrics.start_wandb(WandbConfig(mode="offline"), name="x", settings={"seed": 1})
-        metrics.write(1, {"loss": 1.0})
-        metrics.close()
-        ids.append((tmp_path / "wandb_id").read_text())
-    assert ids[0] == ids[1]
-    folders = list((tmp_path / "wandb").glob("offline-run-*"))
-    assert folders and all(folder.name.endswith(ids[0]) for folder in folders)
 
 
 def test_the_folder_keeps_settings_and_everything_that_was_said(tmp_path: Path) -> None:
@@ -99,3 +87,30 @@ def test_a_run_from_the_start_starts_its_record_again(tmp_path: Path) -> None:
         metrics.write(0, {"heldout/loss": 1.0})
         metrics.close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (NotFinite("step 3: loss is not finite"), "not finite"),
+        (TimeoutError("rank 0 waited"), "hang"),
+        (ConnectionError("rank 0 lost another"), "hang"),
+        (ValueError("no shard"), "error"),
+    ],
+)
+def test_an_error_that_ends_a_run_is_an_alert_in_its_record(tmp_path: Path, error: Exception, kind: str) -> None:
+    metrics = Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n")
+    metrics.write(2, {"loss": 1.0})
+    with pytest.raises(type(error)), metrics:
+        raise error
+    last = read_metrics(tmp_path)[-1]
+    assert (last["step"], last["alert"]) == (2, {"kind": kind, "text": str(error)})
+
+
+def test_ctrl_c_is_no_alert(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n"),
+    ):
+        raise KeyboardInterrupt
+    assert read_metrics(tmp_path) == []

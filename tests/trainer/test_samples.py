@@ -14,7 +14,7 @@ PROMPTS = "samples.prompts=['a rabbit, grey','a tree']"
 
 def sheets(folder):
     """Pixels of each sheet right of its labels and its title, which name the seed and the step."""
-    paths = sorted((folder / "samples").iterdir())
+    paths = sorted((folder / "samples").glob("*.png"))
     return {path.name: np.asarray(Image.open(path).convert("RGB"))[:, MARGIN + LABEL_WIDTH :] for path in paths}
 
 

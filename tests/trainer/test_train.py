@@ -106,7 +106,26 @@ def test_overfitting_a_few_samples_lowers_the_loss_far(commands, inputs):
     assert len(losses) == 400
     assert sum(losses[-50:]) / 50 < 0.7, "a model that learned no sample by heart stays near 1"
     written = sorted(path.name for path in (inputs / "overfit").iterdir())
-    assert written == ["config.yaml", "data_plan.json", "log.txt", "metrics.jsonl"], "no checkpoints"
+    assert written == ["config.yaml", "data_plan.json", "log.txt", "metrics.jsonl", "run.json", "wandb_id"]
+
+
+def test_a_sweep_in_one_shell_is_a_run_after_the_other_each_in_a_folder_of_its_own(commands, inputs):
+    small = overrides(name=None, folder=None, run__steps=3, schedule__lr=None)
+    sweep = ["-m", *small, "schedule.lr=1e-3,1e-4", "data.packs_per_step=1,2"]
+    before = {path for path in tree(inputs) if "multirun" not in path}
+    sentence = commands.run(sweep, cwd=inputs).sentences()[-1]
+    assert sentence.startswith(
+        "error: 4 jobs of this sweep would write into runs/run: give each a name of its own, such as "
+        "'name=sweep-${data.packs_per_step}-${schedule.lr}'"
+    )
+    assert {path for path in tree(inputs) if "multirun" not in path} <= {*before, str(inputs / "runs")}
+    named = "name=sweep-${data.packs_per_step}-${schedule.lr}"
+    ended = commands.run([*sweep, named], cwd=inputs).ok()
+    assert "job 4 of 4: data.packs_per_step=2 schedule.lr=0.0001" in ended.sentences()
+    for packs, rate in ((1, "0.001"), (2, "0.001"), (1, "0.0001"), (2, "0.0001")):
+        folder = inputs / f"runs/sweep-{packs}-{rate}"
+        assert steps_logged(folder) == [1, 2, 3]
+        assert CheckpointReader(folder / "checkpoints/step_00000003").state["settings"]["schedule.lr"] == float(rate)
 
 
 @pytest.mark.parametrize(("layout", "ranks"), [("single", 1), ("tp2_pp2", 4)])

@@ -1,0 +1,250 @@
+"""Show a run in W&B from its record, `metrics.jsonl`: afterwards, or while it grows.
+
+    python -m trainer.wandb_sync runs/demo-dit                   # what W&B does not have yet, or a whole offline run
+    python -m trainer.wandb_sync runs/demo-dit --mode online --fresh
+
+The only file that imports wandb. A run starts it as a process of its own (`trainer/mirror.py`), so that no server, and
+nothing that wandb does, can hold up training.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import wandb
+
+from trainer.mirror import ID_FILE, NEWEST_FILE, RUN_FILE, WandbConfig
+from trainer.signals import EXIT_STOPPED
+
+_POLL_S = 0.5
+_RETRY_S = 30.0
+_TAKEN_OVER = {"by_tokens": "tokens", "by_flops": "flops"}
+"""Losses are logged again under these prefixes, drawn against that number and not against the step."""
+_LOSSES = ("loss", "heldout/loss")
+_EVENTS = ("alert", "samples", "checkpoint")
+
+
+class Page:
+    """The W&B run of a run folder."""
+
+    def __init__(self, folder: Path, mode: str, *, parent: int | None) -> None:
+        """`parent` is the process whose use of the machine is shown."""
+        described = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        given = described["wandb"]
+        self.folder, self.id = folder, (folder / ID_FILE).read_text(encoding="utf-8").strip()
+        self.config = WandbConfig(**{**given, "tags": tuple(given["tags"]), "mode": mode})
+        self._name, self._settings, self._opened = described["name"], described["settings"], time.time()
+        self._parent = parent
+
+    def open(self) -> None:
+        """Open the run, or go on with it. An offline run is written anew: it has no way to go on."""
+        if self.config.mode == "offline":
+            for old in (self.folder / "wandb").glob(f"offline-run-*-{self.id}"):
+                shutil.rmtree(old)
+        self.run = wandb.init(
+            project=self.config.project,
+            entity=self.config.entity,
+            group=self.config.group,
+            job_type=self.config.job_type,
+            tags=list(self.config.tags),
+            notes=self.config.notes,
+            name=self._name,
+            id=self.id,
+            resume="allow" if self.config.mode == "online" else None,
+            mode=self.config.mode,
+            dir=str(self.folder),
+            config=self._settings,
+            settings=self._wandb_settings(),
+        )
+        for axis in ("step", *_TAKEN_OVER.values()):
+            self.run.define_metric(axis)
+        self.run.define_metric("*", step_metric="step")
+        self.run.define_metric("heldout/loss", step_metric="step", summary="min,last")
+        for prefix, axis in _TAKEN_OVER.items():
+            self.run.define_metric(f"{prefix}/*", step_metric=axis)
+        self._log_files("run", ["config.yaml", "data_plan.json", "metrics.jsonl", "log.txt"], self._settings)
+
+    def _wandb_settings(self) -> wandb.Settings:
+        watched: dict[str, Any] = {"x_disable_stats": True} if self._parent is None else {"x_stats_pid": self._parent}
+        return wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            save_code=False,
+            x_save_requirements=False,
+            x_stats_track_process_tree=True,
+            finish_timeout=self.config.finish_s,
+            **watched,
+        )
+
+    @property
+    def starts_at(self) -> int:
+        """The first step that W&B does not have."""
+        return int(self.run.starting_step) if self.run.resumed else 0
+
+    def show(self, row: dict[str, Any]) -> None:
+        """One row of the record. What happened before this was opened alarms nobody."""
+        step = row["step"]
+        if step < self.starts_at:
+            return
+        numbers = {key: value for key, value in row.items() if key not in _EVENTS}
+        axes = [prefix for prefix, axis in _TAKEN_OVER.items() if axis in row]
+        copies = {f"{prefix}/{key}": row[key] for key in _LOSSES if key in row for prefix in axes}
+        self.run.log({**numbers, **copies, "_timestamp": row["time"]}, step=step)
+        if "alert" in row and row["time"] >= self._opened:
+            kind, text = row["alert"]["kind"], row["alert"]["text"]
+            self.run.alert(f"{self._name}: {kind}", text, level="INFO" if kind == "preemption" else "ERROR")
+        if "samples" in row:
+            self._show_samples(row)
+        if "checkpoint" in row and (self.folder / row["checkpoint"]["path"]).is_dir():
+            self._log_files("checkpoint", [row["checkpoint"]["path"]], row["checkpoint"])
+
+    def _show_samples(self, row: dict[str, Any]) -> None:
+        """Sheet, videos and a table of them; pictures that are no longer there are left out."""
+        step, samples = row["step"], row["samples"]
+        shown: dict[str, Any] = {"_timestamp": row["time"]}
+        if (sheet := self.folder / samples["sheet"]).is_file():
+            shown["samples/sheet"] = wandb.Image(str(sheet), caption=f"step {step}")
+        table = wandb.Table(columns=["step", "prompt", "seed", "video"])
+        for number, one in enumerate(samples["videos"]):
+            if (path := self.folder / one["path"]).is_file():
+                shown[f"samples/video_{number}"] = wandb.Video(str(path), caption=one["prompt"], format="mp4")
+                table.add_data(step, one["prompt"], one["seed"], wandb.Video(str(path), format="mp4"))
+        if table.data:
+            shown["samples/table"] = table
+        self.run.log(shown, step=step)
+
+    def _log_files(self, kind: str, names: Sequence[str], facts: dict[str, Any]) -> None:
+        """An artifact of references: the files stay where they are."""
+        artifact = wandb.Artifact(f"{kind}-{self.id}", type=kind, metadata=facts)
+        for path in (self.folder / name for name in names):
+            if path.exists():
+                artifact.add_reference(path.absolute().as_uri(), name=path.name, checksum=False)
+        self.run.log_artifact(artifact)
+
+    def close(self, exit_code: int) -> None:
+        if exit_code == EXIT_STOPPED and self.config.mode == "online":
+            self.run.mark_preempting()
+        self.run.finish(exit_code=exit_code)
+
+
+def rows_of(file: IO[str], torn: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows that are whole by now; the beginning of one that is not waits in `torn`."""
+    while line := file.readline():
+        if not line.endswith("\n"):
+            torn.append(line)
+            continue
+        yield json.loads("".join([*torn, line]))
+        torn.clear()
+
+
+def follow(page: Page) -> int:
+    """Show rows as they are written until the run says how it ended, or is gone; returns its exit code."""
+    exit_code = None
+    while True:
+        try:
+            page.open()
+            break
+        except wandb.errors.CommError as error:
+            print(f"no answer from W&B, tried again every {_RETRY_S:g} s: {error}", flush=True)
+            if (exit_code := _told(_RETRY_S)) is not None:
+                raise
+    torn: list[str] = []
+    with (page.folder / "metrics.jsonl").open(encoding="utf-8") as file:
+        while exit_code is None:
+            exit_code = _told(_POLL_S)
+            for row in rows_of(file, torn):
+                page.show(row)
+    page.close(exit_code)
+    return exit_code
+
+
+def _told(seconds: float) -> int | None:
+    """How the run ended: its exit code, 1 where it went without a word, None where it goes on."""
+    if not select.select([sys.stdin.fileno()], [], [], seconds)[0]:
+        return None
+    words = os.read(sys.stdin.fileno(), 100).decode().strip()
+    return int(words) if words else 1
+
+
+def rebuild(page: Page) -> tuple[int, str]:
+    """Show the whole record; returns how many rows and where they are to be seen."""
+    page.open()
+    rows, torn = 0, list[str]()
+    with (page.folder / "metrics.jsonl").open(encoding="utf-8") as file:
+        for row in rows_of(file, torn):
+            page.show(row)
+            rows += row["step"] >= page.starts_at
+    where = page.run.url if page.config.mode == "online" else None
+    page.close(0)
+    return rows, where or str(Path(page.run.dir).parent)
+
+
+def locked(folder: Path, *, waits: bool) -> IO[str]:
+    """A lock on a run's mirror, held while the file is open; ValueError where another process has it."""
+    (folder / "wandb").mkdir(exist_ok=True)
+    file = (folder / "wandb" / "lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        raise ValueError(f"{folder} is being shown in W&B by its run: wait until that has ended") from error
+    return file
+
+
+def require_record(folder: Path) -> None:
+    """ValueError where a folder is not that of a run."""
+    for name in (RUN_FILE, ID_FILE, "metrics.jsonl"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}: name the folder of a run, such as runs/demo-dit")
+
+
+def work(options: argparse.Namespace) -> int:
+    """Do what was asked for; the exit code."""
+    folder: Path = options.run
+    require_record(folder)
+    given = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["wandb"]["mode"]
+    mode = options.mode or ("offline" if given == "disabled" else given)
+    with locked(folder, waits=options.follow is not None):
+        if options.follow is not None:
+            if (folder / NEWEST_FILE).read_text(encoding="utf-8") == options.follow:
+                follow(Page(folder, mode, parent=os.getppid()))
+            return 0
+        if options.fresh:
+            (folder / ID_FILE).write_text(os.urandom(6).hex(), encoding="utf-8")
+        rows, where = rebuild(Page(folder, mode, parent=None))
+    print(f"{rows} rows in {where}" + (f"; to upload them: wandb sync {where}" if mode == "offline" else ""))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.wandb_sync", description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--mode", choices=("online", "offline"), help="else that of the run")
+    parser.add_argument("--fresh", action="store_true", help="as a new W&B run, beside what there is")
+    parser.add_argument("--follow", metavar="NAME", help=argparse.SUPPRESS)  # as a run starts it, see trainer/mirror.py
+    options = parser.parse_args(arguments)
+    if options.follow is not None:  # it ends after the run, whatever signals both get
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+    try:
+        return work(options)
+    except KeyboardInterrupt:
+        print("stopped; the same command does it again", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, wandb.errors.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
