@@ -23,6 +23,7 @@ from trainer.evaluation import EvaluationSet, heldout_set
 from trainer.metrics import Metrics
 from trainer.samples import SampleSet
 from trainer.sampling import latent_size
+from trainer.starts import Starts
 
 
 @dataclass(kw_only=True)
@@ -41,6 +42,7 @@ class Run:
     heldout: EvaluationSet | None
     samples: SampleSet | None
     metrics: Metrics
+    starts: Starts
 
     def loader(self, start: Position) -> Loader:
         """This data rank's packs from a position on; only the two ends of the pipeline read latents.

@@ -17,17 +17,19 @@ from data.mixture import DataSet
 from data.plan import FILE_NAME as PLAN_NAME
 from model.flops import parameter_count
 from parallel.hang import hangs_told
-from parallel.launch import Launch
+from parallel.launch import Launch, SlurmJob
 from parallel.legality import require_legal
 from parallel.runtime import Grid
 from trainer.build import Run, build_engine, heldout_of, open_shards, plan_config
 from trainer.checkpoint import CheckpointReader, newest_checkpoint
 from trainer.compose import to_dataclass, to_yaml, user_errors
 from trainer.config import TrainConfig, differences, workload
+from trainer.deadline import Deadline
 from trainer.loop import Progress, train
 from trainer.metrics import Metrics
 from trainer.samples import sample_set
 from trainer.signals import StopRequest
+from trainer.starts import Starts
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,8 @@ def run(config: TrainConfig) -> int:
         hangs_told(grid, lambda: f"after step {progress.step}"),
         build_engine(config, grid) as engine,
     ):
-        agree_on_step(grid, progress.step, config)
+        job = SlurmJob.from_environment()
+        starts = agree_on_start(grid, progress.step, config, job)
         if reader is not None:
             engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
             log.info("resumed from %s", reader.folder)
@@ -116,12 +119,13 @@ def run(config: TrainConfig) -> int:
                 heldout=heldout,
                 samples=samples,
                 metrics=metrics,
+                starts=starts,
             )
             record_plan(config, shards, metrics)
             seconds = grid.warm_up()
             if grid.world_size > 1:
                 metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
-            metrics.exit_code = train(parts, progress, stop)
+            metrics.exit_code = train(parts, progress, stop, Deadline(job.end_time if job else None))
             return metrics.exit_code
 
 
@@ -132,14 +136,23 @@ def record_plan(config: TrainConfig, shards: DataSet, metrics: Metrics) -> None:
             plan_config(config).write(config.path, shards=shards.hash)
 
 
-def agree_on_step(grid: Grid, step: int, config: TrainConfig) -> None:
-    """ValueError where ranks found different checkpoints, as on nodes whose disks are not shared."""
+def agree_on_start(grid: Grid, step: int, config: TrainConfig, job: SlurmJob | None) -> Starts:
+    """This start of the run, written down.
+
+    ValueError where ranks found different checkpoints, as on nodes whose disks are not shared, or where the job was
+    started too often from this step.
+    """
     steps = grid.gather_objects(step)
     if len(set(steps)) > 1:
         raise ValueError(
             f"ranks found different checkpoints in {config.path / 'checkpoints'} (steps {sorted(set(steps))}): "
             "give a folder= that all nodes share"
         )
+    starts = Starts(config.path, job)
+    failure = starts.begin(step, max_restarts=config.run.max_restarts) if grid.rank == 0 else None
+    if told := [text for text in grid.gather_objects(failure) if text]:
+        raise ValueError(told[0])
+    return starts
 
 
 @user_errors
