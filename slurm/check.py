@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from typing import Literal
 
 from model.flops import parameter_count
 from parallel.dryrun import dry_run
@@ -26,7 +27,7 @@ def check_training(config: TrainConfig, cluster: ClusterConfig, *, nodes: int, r
     """
     world = nodes * ranks_per_node
     if config.parallel.precision is None:  # this machine may have no GPU where the nodes have
-        precision = "bf16" if cluster.gpus_per_node else "fp32"
+        precision: Literal["bf16", "fp32"] = "bf16" if cluster.gpus_per_node else "fp32"
         config = replace(config, parallel=replace(config.parallel, precision=precision))
     try:
         dims = require_legal(config.parallel, workload(config), world)

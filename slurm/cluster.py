@@ -40,13 +40,13 @@ class ClusterConfig:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    time: str | None = None
-    """Of a job, as SLURM writes it: `24:00:00`, `2-00:00:00`."""
+    time: str | int | None = None
+    """Of a job, as SLURM writes it: `24:00:00`, `2-00:00:00`, or minutes."""
     gpus_per_node: int = 0
     gpu_memory_gib: float | None = None
     """Of one GPU; a layout that needs more is refused before the queue. None does not look."""
     cpus_per_node: int | None = None
-    memory: str | None = None
+    memory: str | int | None = None
     """Of a node, `500G`; `0` is all of it."""
     exclusive: bool = False
     options: tuple[str, ...] = ()

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.cluster import ClusterConfig
-
-LOGS = Path("runs/slurm")
+from slurm.jobs import LOGS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ ranks load, and `submit.sbatch`.
 """
 
 import importlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,12 +25,13 @@ from omegaconf import DictConfig, OmegaConf
 from slurm.check import check_training
 from slurm.client import ask
 from slurm.cluster import ClusterConfig
-from slurm.script import LOGS, Job, render
+from slurm.jobs import LOGS, job_ids, note_job, queued
+from slurm.script import Job, render
 from trainer.compose import to_dataclass, to_yaml, user_errors
 from trainer.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
-CONFIG, SCRIPT, JOBS = "submit.yaml", "submit.sbatch", "jobs.jsonl"
+CONFIG, SCRIPT = "submit.yaml", "submit.sbatch"
 TRAINING = "trainer.train"
 
 
@@ -113,27 +113,12 @@ def prepare(config: DictConfig, submit: SubmitConfig, suffix: str) -> Prepared:
         folder = LOGS / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
         return Prepared(name=command, folder=folder, yaml=plain, lines=[f"{submit.module}, one process"])
     lines = check_training(filled, submit.cluster, nodes=submit.nodes, ranks_per_node=submit.ranks)
-    if queued := queued_jobs(filled.path):
+    if others := queued(job_ids(filled.path)):
         raise ValueError(
-            f"{filled.folder} is the folder of job {queued[0]}, which has not ended: cancel that (python -m slurm.jobs "
+            f"{filled.folder} is the folder of job {others[0]}, which has not ended: cancel that (python -m slurm.jobs "
             f"cancel {filled.folder}), or choose another name="
         )
     return Prepared(name=filled.name, folder=filled.path, yaml=to_yaml(filled), lines=lines)
-
-
-def queued_jobs(folder: Path) -> list[str]:
-    """Jobs of a run folder that wait or run."""
-    known = job_ids(folder)
-    if not known:
-        return []
-    there = set(ask("squeue", "--me", "--noheader", "--format", "%F").split())
-    return [job for job in known if job in there]
-
-
-def job_ids(folder: Path) -> list[str]:
-    """Jobs that were submitted for a run folder, oldest first."""
-    path = folder / JOBS
-    return [json.loads(line)["job"] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def submit(config: SubmitConfig, runs: Sequence[Prepared]) -> None:
@@ -170,9 +155,7 @@ def submit(config: SubmitConfig, runs: Sequence[Prepared]) -> None:
         after = [f"--dependency=afternotok:{before}", "--kill-on-invalid-dep=yes"] if before else []
         before = ask("sbatch", "--parsable", *after, str(runs[0].folder / SCRIPT)).partition(";")[0]
         for number, run in enumerate(runs):
-            row = {"job": before, "task": number if len(runs) > 1 else None, "time": round(time.time())}
-            with (run.folder / JOBS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            note_job(run.folder, before, task=number if len(runs) > 1 else None)
         print(f"job {before}" + (f" (if the one before it is not done): {job.name}" if after else f": {job.name}"))
     print(f"python -m slurm.jobs tail {runs[0].folder}")
 

@@ -37,8 +37,6 @@ def test_the_longest_yet_of_each_kind_and_a_reserve_have_to_fit(clock, monkeypat
     needed = 1.5 * (8 + 20) + 10
     clock[0] = 2000.0 - needed
     assert limit.forbids(["step", "save"]) is None
-    assert limit.forbids(["step", "evaluate", "save"]) == (
-        "the job's time limit (52 s are left, 202 s may be needed)"
-    )
+    assert limit.forbids(["step", "evaluate", "save"]) == ("the job's time limit (52 s are left, 202 s may be needed)")
     clock[0] += 1
     assert limit.forbids(["step", "save"]) == "the job's time limit (51 s are left, 52 s may be needed)"
