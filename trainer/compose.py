@@ -152,8 +152,7 @@ def saved_config(words: list[str]) -> DictConfig:
         config = OmegaConf.merge(OmegaConf.load(words[0]), OmegaConf.from_dotlist(words[1:]))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError(f"{' '.join(words)}: {_one_line(error)}") from error
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{words[0]} is no config: it holds a list")
+    assert isinstance(config, DictConfig), "settings merge into nothing else"
     return config
 
 
