@@ -94,12 +94,10 @@ def run(config: TrainConfig) -> int:
         hangs_told(grid, lambda: f"after step {progress.step}"),
         build_engine(config, grid) as engine,
     ):
-        job = SlurmJob.from_environment()
-        starts = agree_on_start(grid, progress.step, config, job)
+        starts = agree_on_start(grid, progress.step, config)
         if reader is not None:
             engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
             log.info("resumed from %s", reader.folder)
-        heldout = heldout_of(config, manifest)
         samples = sample_set(config, manifest, multiple=grid.dims.stream_shards)
         with (
             Metrics(config.path, speaks=speaks, resume_step=progress.step, config_yaml=to_yaml(config)) as metrics,
@@ -116,7 +114,7 @@ def run(config: TrainConfig) -> int:
                 shards=shards,
                 plan=plan,
                 null_text=manifest.null_text(),
-                heldout=heldout,
+                heldout=heldout_of(config, manifest),
                 samples=samples,
                 metrics=metrics,
                 starts=starts,
@@ -125,7 +123,7 @@ def run(config: TrainConfig) -> int:
             seconds = grid.warm_up()
             if grid.world_size > 1:
                 metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
-            metrics.exit_code = train(parts, progress, stop, Deadline(job.end_time if job else None))
+            metrics.exit_code = train(parts, progress, stop, Deadline(starts.end_time))
             return metrics.exit_code
 
 
@@ -136,7 +134,7 @@ def record_plan(config: TrainConfig, shards: DataSet, metrics: Metrics) -> None:
             plan_config(config).write(config.path, shards=shards.hash)
 
 
-def agree_on_start(grid: Grid, step: int, config: TrainConfig, job: SlurmJob | None) -> Starts:
+def agree_on_start(grid: Grid, step: int, config: TrainConfig) -> Starts:
     """This start of the run, written down.
 
     ValueError where ranks found different checkpoints, as on nodes whose disks are not shared, or where the job was
@@ -148,7 +146,7 @@ def agree_on_start(grid: Grid, step: int, config: TrainConfig, job: SlurmJob | N
             f"ranks found different checkpoints in {config.path / 'checkpoints'} (steps {sorted(set(steps))}): "
             "give a folder= that all nodes share"
         )
-    starts = Starts(config.path, job)
+    starts = Starts(config.path, SlurmJob.from_environment())
     failure = starts.begin(step, max_restarts=config.run.max_restarts) if grid.rank == 0 else None
     if told := [text for text in grid.gather_objects(failure) if text]:
         raise ValueError(told[0])
