@@ -1,6 +1,6 @@
 """Configs: what YAML says fills a dataclass exactly, or fails in one sentence."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import hydra
@@ -76,6 +76,7 @@ class Lists:
     pair: tuple[int, float] | None = None
     either: str | tuple[str, ...] = ""
     mode: Literal["on", "off"] = "on"
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,8 @@ class Lists:
         ({"pair": [1, 2, 3]}, r"pair=\[1, 2, 3\] must be a list of 2"),
         ({"mode": "maybe"}, r"mode=maybe must be one of on, off$"),
         ({"word": ["a"]}, r"word is no setting: did you mean words\?$"),
-        ({"zzz": 1}, r"zzz is no setting: there are words, pair, either, mode$"),
+        ({"zzz": 1}, r"zzz is no setting: there are words, pair, either, mode, shares$"),
+        ({"shares": {"a": "b"}}, r"shares={a: b} must be a group in braces, each value a number$"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_would_be_right(plain: dict[str, object], message: str) -> None:
@@ -152,3 +154,8 @@ def test_a_saved_config_that_cannot_be_read_is_told(command, tmp_path):
         code, messages = command("--config", *words)
         assert code == EXIT_USER_ERROR
         assert len(messages) == 1 and sentence in messages[0]
+
+
+def test_nothing_is_an_empty_group_of_numbers() -> None:
+    assert to_dataclass(Lists, {"shares": None}).shares == {}
+    assert to_dataclass(Lists, {"shares": {"a": 1, "b": 0.5}}).shares == {"a": 1.0, "b": 0.5}
