@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +35,7 @@ _SLOW = 0.25
 """Of the median pair, what a node must reach with at least one of its neighbours."""
 _MESSAGE_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 _ROUNDS = 3
+_Move = tuple[Callable[[torch.Tensor, int], dist.Work | None], torch.Tensor, int]
 
 
 @dataclass(kw_only=True)
@@ -109,24 +110,27 @@ def measure_pairs(nodes: Sequence[str], rank: int, timeout: timedelta) -> list[f
     for first, second in neighbours(len(nodes)):
         if rank not in (first, second):
             continue
+        sends = (dist.isend, message, second if rank == first else first)
+        receives = (dist.irecv, answer, second if rank == first else first)
         try:
-            rates.append(_exchange(message, answer, second if rank == first else first, timeout))
+            rates.append(_exchange((sends, receives) if rank == first else (receives, sends), timeout))
         except RuntimeError as error:
             logging.error("preflight: %s and %s: %s", nodes[first], nodes[second], str(error).splitlines()[0])
             rates.append(0.0)
     return rates
 
 
-def _exchange(message: torch.Tensor, answer: torch.Tensor, other: int, timeout: timedelta) -> float:
-    """GB/s each way."""
+def _exchange(moves: Sequence[_Move], timeout: timedelta) -> float:
+    """GB/s of messages there and back, one after the other: NCCL would wait for ever if both nodes sent first."""
     for number in range(_ROUNDS + 1):
         if number == 1:  # the first one connects
             start = time.perf_counter()
-        for work in (dist.isend(message, other), dist.irecv(answer, other)):
+        for move, tensor, other in moves:
+            work = move(tensor, other)
             assert work is not None
             work.wait(timeout)
-        answer[:1].item()
-    return _ROUNDS * message.numel() / (time.perf_counter() - start) / 1e9
+            tensor[:1].item()  # a GPU is done only now
+    return _ROUNDS * sum(tensor.numel() for _, tensor, _ in moves) / (time.perf_counter() - start) / 1e9
 
 
 def neighbours(count: int) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 
 from parallel.launch import SlurmJob
+from trainer.signals import EXIT_STOPPED
 
 FILE_NAME = "starts.jsonl"
 
@@ -65,6 +66,11 @@ class Starts:
         except OSError as error:
             return f"{self._job.stop_note} cannot be written ({error.strerror}), so the job does not requeue itself"
         return None
+
+    def exit_code(self, code: int) -> int:
+        """Of a rank whose run ended so: 0 where the script was told of the stop, or torchrun would report a failure."""
+        told = self._job is not None and self._job.stop_note is not None
+        return 0 if code == EXIT_STOPPED and told else code
 
     def _rows(self) -> list[dict[str, str | int | None]]:
         """All starts; the torn line of a killed process is left out."""

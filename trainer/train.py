@@ -124,7 +124,7 @@ def run(config: TrainConfig) -> int:
             if grid.world_size > 1:
                 metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
             metrics.exit_code = train(parts, progress, stop, Deadline(starts.end_time))
-            return metrics.exit_code
+            return starts.exit_code(metrics.exit_code)
 
 
 def record_plan(config: TrainConfig, shards: DataSet, metrics: Metrics) -> None:

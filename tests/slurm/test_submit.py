@@ -55,7 +55,10 @@ def test_a_sweep_is_every_combination_each_with_a_name():
         (["nodes=0"], "nodes=0 must be at least 1"),
         (["cluster=moon"], "cluster=moon is not there: take one of apptainer, bare_metal, local, pyxis"),
         (["cluster.partitoin=gpu"], "cluster.partitoin is in no config: did you mean cluster.partition?"),
-        (["module=os.path"], "module=os.path is no command with a config of its own, such as trainer.train"),
+        (
+            ["module=os.path", "nodes=1", "ranks_per_node=1"],
+            "module=os.path is no command with a config of its own, such as trainer.train",
+        ),
         (["module=trainer.encode"], "module=trainer.encode is one process: leave nodes= and ranks_per_node= away"),
         (["--cfg"], "--cfg is no option here (there are -m and --help)"),
     ],

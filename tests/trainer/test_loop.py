@@ -235,7 +235,7 @@ def test_time_that_is_up_ends_a_run_after_a_step_and_the_next_start_goes_on_bit_
     note = inputs / "7.stopped"
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "1", "TESSERA_STOP_NOTE": str(note)}
     ended = train("out_of_time", "dp2", event={"environ": job})
-    assert ended.code == 75
+    assert ended.code == 0, "the script was told, and torchrun need not report a failure"
     assert "stopped by the job's time limit (-" in ended.err and "after step 1 of 20; everything is saved" in ended.err
     assert note.read_text().startswith("the job's time limit (-")
     later = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "9999999999"}

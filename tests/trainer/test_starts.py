@@ -3,6 +3,7 @@
 import json
 
 from parallel.launch import SlurmJob
+from trainer.signals import EXIT_STOPPED
 from trainer.starts import FILE_NAME, Starts
 
 
@@ -44,6 +45,8 @@ def test_the_jobs_script_is_told_of_a_stop_where_it_asked(tmp_path):
     note = tmp_path / "7.stopped"
     assert Starts(tmp_path, job(7, note)).stopped("the time limit") is None
     assert note.read_text() == "the time limit\n"
+    assert [Starts(tmp_path, job(7, note)).exit_code(code) for code in (0, 1, EXIT_STOPPED)] == [0, 1, 0]
+    assert Starts(tmp_path, job(7)).exit_code(EXIT_STOPPED) == Starts(tmp_path, None).exit_code(EXIT_STOPPED) == 75
     assert Starts(tmp_path, job(7)).stopped("x") is None and Starts(tmp_path, None).stopped("x") is None
     assert "cannot be written" in Starts(tmp_path, job(7, tmp_path / "gone/7")).stopped("x")
 
