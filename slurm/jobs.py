@@ -88,9 +88,12 @@ def described(job: str) -> list[dict[str, str]]:
     fields = {"JobID": "JobId", "State": "JobState", "End": "EndTime", "NodeList": "NodeList"}
     try:
         text = ask("sacct", "-X", "--noheader", "--parsable2", "--format", ",".join(fields), "--jobs", job)
-        return [dict(zip(fields.values(), line.split("|"), strict=True)) for line in text.splitlines()]
+        if text:
+            return [dict(zip(fields.values(), line.split("|"), strict=True)) for line in text.splitlines()]
+        why = "not in SLURM's accounting"
     except ValueError as error:
-        return [{"JobId": job, "JobState": "ENDED", "Reason": f"(no accounting: {str(error).partition(': ')[2][:40]})"}]
+        why = f"no accounting: {error}".replace("\n", " ")[:60]
+    return [{"JobId": job, "JobState": "ENDED", "Reason": f"({why})"}]
 
 
 def status(words: Sequence[str]) -> None:

@@ -103,7 +103,7 @@ def meet(store: dist.Store, facts: NodeFacts, nodes: Sequence[str], timeout: tim
 
 
 def measure_pairs(nodes: Sequence[str], rank: int, timeout: timedelta) -> list[float]:
-    """GB/s that this node exchanges with each neighbour in the ring of nodes, all pairs of one parity at a time."""
+    """GB/s that this node exchanges with each neighbour in the ring of nodes; all nodes go by one order of pairs."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     message = torch.zeros(_MESSAGE_BYTES[device.type], dtype=torch.uint8, device=device)
     answer, rates = torch.empty_like(message), []
@@ -134,7 +134,7 @@ def _exchange(moves: Sequence[_Move], timeout: timedelta) -> float:
 
 
 def neighbours(count: int) -> Iterator[tuple[int, int]]:
-    """Pairs of the ring 0, 1, ..., count - 1: those that share no node come first."""
+    """Pairs of the ring 0, 1, ..., count - 1, in an order in which most of them go on together."""
     pairs = sorted({tuple(sorted((one, (one + 1) % count))) for one in range(count) if count > 1})
     for parity in (0, 1):
         yield from ((first, second) for first, second in pairs if first % 2 == parity)

@@ -56,11 +56,14 @@ def test_status_without_accounting_still_says_how_far_the_run_is(run_folder, tmp
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split() == list(jobs._HEADINGS)
     assert row.split()[:2] == ["12", "ENDED"] and row.split()[-3:] == ["runs/first", "7/20", "2.2500"]
-    assert "(no accounting: there is no sacct" in row.replace("12", "") or "no accounting" in row
+    assert "(no accounting: there is no sacct on PATH" in row
 
     programs(tmp_path, monkeypatch, sacct="echo '12|TIMEOUT|2026-01-01T00:00:00|n[0-3]'")
     assert jobs.main(["status", "12"]) == 0
     assert "TIMEOUT" in capsys.readouterr().out
+    programs(tmp_path, monkeypatch, sacct="true")
+    assert jobs.main(["status", "12"]) == 0
+    assert "ENDED  (not in SLURM's accounting)" in capsys.readouterr().out
 
 
 def test_a_controller_that_is_away_is_not_taken_for_a_forgotten_job(tmp_path, monkeypatch, capsys):
