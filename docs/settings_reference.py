@@ -30,7 +30,7 @@ class Command:
 
 
 def commands() -> list[Command]:
-    """Every module with `@hydra.main`, as its source says."""
+    """Every module with `@hydra.main`, or with a `compose` of its own, as its source says."""
     found = []
     for path in sorted(path for package in ("trainer", "slurm", "scaling") for path in (ROOT / package).glob("*.py")):
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
@@ -41,7 +41,10 @@ def commands() -> list[Command]:
             for word in call.keywords
             if word.arg == "config_name" and isinstance(word.value, ast.Constant)
         ]
+        named = [call.args[0] for call in calls if ast.unparse(call.func) == "compose"]
+        roots += [name.value for name in named if isinstance(name, ast.Constant)]
         kinds = [ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "to_dataclass"]
+        kinds = [kind for kind in kinds if kind.endswith("Config")]
         if roots:
             found.append(Command(module=f"{path.parent.name}.{path.stem}", kind=kinds[0], root=str(roots[0])))
     return found

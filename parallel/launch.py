@@ -1,7 +1,8 @@
-"""Which process of how many this is, as the launcher says; light enough for every command to ask."""
+"""Which process of how many this is, and in which job, as the launcher says; light enough for every command to ask."""
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
@@ -51,3 +52,26 @@ class Launch:
                 rank, world_size, local_rank = (int(os.environ[name]) for name in names)
                 return Launch(rank=rank, world_size=world_size, local_rank=local_rank)
         return Launch(rank=0, world_size=1, local_rank=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmJob:
+    """The SLURM job this process belongs to."""
+
+    id: str
+    end_time: float | None
+    """When its time is up, in seconds since 1970; None where SLURM does not say."""
+    stop_note: Path | None
+    """A file that slurm/train.sbatch looks for: a run that stopped early with everything saved leaves it."""
+
+    @staticmethod
+    def from_environment() -> "SlurmJob | None":
+        """As SLURM and slurm/train.sbatch set it; None outside of a job."""
+        if "SLURM_JOB_ID" not in os.environ:
+            return None
+        end_time, note = os.environ.get("SLURM_JOB_END_TIME"), os.environ.get("TESSERA_STOP_NOTE")
+        return SlurmJob(
+            id=os.environ["SLURM_JOB_ID"],
+            end_time=float(end_time) if end_time else None,
+            stop_note=Path(note) if note else None,
+        )

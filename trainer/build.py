@@ -24,6 +24,7 @@ from trainer.metrics import Metrics
 from trainer.online import supplied
 from trainer.samples import SampleSet
 from trainer.sampling import latent_size
+from trainer.starts import Starts
 
 
 @dataclass(kw_only=True)
@@ -42,6 +43,7 @@ class Run:
     heldout: EvaluationSet | None
     samples: SampleSet | None
     metrics: Metrics
+    starts: Starts
 
     def loader(self, start: Position) -> Loader:
         """This data rank's packs from a position on; only the two ends of the pipeline read latents.

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import inspect
 import logging
 import os
 import sys
@@ -25,6 +26,8 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 _PATIENCE_S = 20.0
 TRACEBACK_VARIABLE = "TESSERA_TRACEBACK"
+SAVED_CONFIG = "--config"
+"""`python -m trainer.train --config FILE` takes a config that was composed before, and composes nothing."""
 
 
 def to_dataclass(kind: type[T], config: DictConfig | dict[str, Any]) -> T:
@@ -127,11 +130,15 @@ def user_errors(main: Callable[..., None]) -> Callable[..., None]:
     that no group has. The traceback is one environment variable away, since a ValueError can also be ours.
     """
 
+    takes_config = bool(inspect.signature(main).parameters)
+
     @functools.wraps(main)
     def guarded(*args: Any, **kwargs: Any) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let its errors through, to be said here
         try:
+            if not args and takes_config and sys.argv[1:2] == [SAVED_CONFIG]:
+                args = (saved_config(sys.argv[2:]),)  # which Hydra hands on as it is
             main(*args, **kwargs)
         except KeyboardInterrupt:
             _leave("stopped before there was anything to save; the same command starts again", EXIT_INTERRUPTED)
@@ -142,6 +149,18 @@ def user_errors(main: Callable[..., None]) -> Callable[..., None]:
             _leave(f"error: {sentence}  [{TRACEBACK_VARIABLE}=1 shows where]", EXIT_USER_ERROR)
 
     return guarded
+
+
+def saved_config(words: list[str]) -> DictConfig:
+    """The config in a file, such as `slurm.submit` leaves in a run folder, with the settings `KEY=VALUE` after it."""
+    if not words:
+        raise ValueError(f"{SAVED_CONFIG} needs a file: {SAVED_CONFIG} runs/NAME/submit.yaml")
+    try:
+        config = OmegaConf.merge(OmegaConf.load(words[0]), OmegaConf.from_dotlist(words[1:]))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ValueError(f"{' '.join(words)}: {_one_line(error)}") from error
+    assert isinstance(config, DictConfig), "settings merge into nothing else"
+    return config
 
 
 def _leave(sentence: str, code: int) -> NoReturn:

@@ -120,10 +120,14 @@ class LoopConfig:
     """What a device can do at most, for MFU; None looks it up by the GPU's name (dense bf16), and a CPU has none."""
     threads_per_rank: int | None = None
     """CPU threads; None leaves what the launcher or OMP_NUM_THREADS says, else one for each core."""
+    max_restarts: int = 3
+    """How often a SLURM job may start again from the same step, having saved nothing in between."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"run.steps={self.steps} must be at least 1")
+        if self.max_restarts < 0:
+            raise ValueError(f"run.max_restarts={self.max_restarts} must be a number of restarts, or 0 for none")
         for name in ("log_every", "checkpoint_every", "evaluate_every", "sample_every", "check_replicas_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"run.{name}={getattr(self, name)} must be a number of steps, or 0 for never")

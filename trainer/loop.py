@@ -7,6 +7,7 @@ from data.loader import Loader, StepData
 from trainer.build import Run
 from trainer.checkpoint import prune_checkpoints, step_folder, write_checkpoint
 from trainer.compose import to_yaml
+from trainer.deadline import Deadline
 from trainer.evaluation import heldout_loss
 from trainer.goodput import counted
 from trainer.metrics import NotFinite
@@ -19,20 +20,21 @@ _KEYS_NAMED = 8
 """Samples that a sentence names."""
 
 
-def train(run: Run, progress: Progress, stop: StopRequest) -> int:
-    """Train to the last step or until asked to stop; returns the process's exit code."""
+def train(run: Run, progress: Progress, stop: StopRequest, deadline: Deadline) -> int:
+    """Train to the last step, until asked to stop or until time is up; returns the process's exit code."""
     steps, pace = run.config.run.steps, Pace(run, progress)
     refuse_together(run)
     if progress.step == 0:  # a checkpoint is saved after its step was observed
-        observe(run, progress)
+        observe(run, progress, deadline)
     with run.loader(progress.position) as loader:
         while progress.step < steps:
-            with pace.measured("data"):
-                batch = fetch(run, loader)
-                microbatches = run.microbatches(batch)
             rate = learning_rate(run.config.schedule, progress.step, steps)
-            with pace.measured("step"):
-                result = run.engine.step(microbatches, lr=rate)
+            with deadline.measured("step"):
+                with pace.measured("data"):
+                    batch = fetch(run, loader)
+                    microbatches = run.microbatches(batch)
+                with pace.measured("step"):
+                    result = run.engine.step(microbatches, lr=rate)
             run.grid.started()
             if result.skipped:
                 raise NotFinite(not_finite(run, progress.step + 1, batch))
@@ -42,9 +44,10 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
             run.engine.update_ema(ema_decay(run.config.run.ema_half_life_fraction, progress.step))
             progress.flops += run.training_flops(microbatches)
             pace.report(progress, batch, result, rate)
-            observe(run, progress)
-            if run.grid.any(stop.signal_name is not None) and progress.step < steps:
-                return leave(run, progress, stop.signal_name or "another rank's signal")
+            observe(run, progress, deadline)
+            asked = stop.signal_name or deadline.forbids(["step", *parts_due(run, progress.step + 1), "save"])
+            if run.grid.any(asked is not None) and progress.step < steps:
+                return leave(run, progress, asked or "another rank's signal")
     pace.end(progress)
     refuse_together(run)
     return 0
@@ -89,18 +92,32 @@ def ema_decay(half_life_fraction: float, step: int) -> float:
     return float(0.5 ** (1.0 / (half_life_fraction * step)))
 
 
-def observe(run: Run, progress: Progress) -> None:
+def observe(run: Run, progress: Progress, deadline: Deadline) -> None:
     """Check, evaluate, sample and save where this step is due; the last step always is."""
-    cadence, step, last = run.config.run, progress.step, progress.step == run.config.run.steps
+    for part in parts_due(run, progress.step):
+        with deadline.measured(part):
+            match part:
+                case "check":
+                    run.engine.check_replicas()
+                case "evaluate":
+                    evaluate(run, progress)
+                case "sample":
+                    sample(run, progress.step)
+                case "save":
+                    save(run, progress)
+
+
+def parts_due(run: Run, step: int) -> list[str]:
+    """What comes after a step."""
+    cadence, last = run.config.run, step == run.config.run.steps
     saves = step > 0 and due(cadence.checkpoint_every, step, last)
-    if not saves and step and due(cadence.check_replicas_every, step, last):
-        run.engine.check_replicas()
-    if due(cadence.evaluate_every, step, last):
-        evaluate(run, progress)
-    if due(cadence.sample_every, step, last):
-        sample(run, step)
-    if saves:
-        save(run, progress)
+    parts = {
+        "check": not saves and step > 0 and due(cadence.check_replicas_every, step, last),
+        "evaluate": due(cadence.evaluate_every, step, last),
+        "sample": due(cadence.sample_every, step, last),
+        "save": saves,
+    }
+    return [part for part, is_due in parts.items() if is_due]
 
 
 @counted("evaluation")
@@ -146,7 +163,8 @@ def sample(run: Run, step: int) -> None:
 
 @counted("checkpoints")
 def save(run: Run, progress: Progress) -> None:
-    """Commit a checkpoint of logical tensors, then drop the oldest."""
+    """Commit a checkpoint of logical tensors, then drop the oldest; ValueError where a later start owns the run."""
+    refuse_together(run, run.starts.taken_over() if run.grid.rank == 0 else None)
     if run.config.run.check_replicas_every:
         run.engine.check_replicas()
     root = run.config.path / "checkpoints"
@@ -178,6 +196,7 @@ def leave(run: Run, progress: Progress, reason: str) -> int:
     """Save at the step boundary, unless that was due anyway, and say how to go on."""
     if not due(run.config.run.checkpoint_every, progress.step, last=False):
         save(run, progress)
+    refuse_together(run, run.starts.stopped(reason) if run.grid.rank == 0 else None)
     run.metrics.write(progress.step, run.metrics.goodput.row())
     run.metrics.alert(progress.step, "preemption", f"stopped by {reason} after step {progress.step}, all saved")
     run.metrics.say(

@@ -25,7 +25,7 @@ from data.plan import FILE_NAME as PLAN_NAME
 from model.flops import parameter_count
 from parallel.engine import TrainEngine
 from parallel.hang import hangs_told
-from parallel.launch import Launch
+from parallel.launch import Launch, SlurmJob
 from parallel.legality import require_legal
 from parallel.runtime import Grid
 from trainer.build import Run, build_engine, heldout_of, open_shards, plan_config
@@ -33,12 +33,14 @@ from trainer.checkpoint import CheckpointReader, newest_checkpoint
 from trainer.code_version import code_version
 from trainer.compose import to_dataclass, to_yaml, user_errors
 from trainer.config import TrainConfig, differences, workload
+from trainer.deadline import Deadline
 from trainer.loop import Progress, train
 from trainer.metrics import Metrics
 from trainer.online import OnlineEncoder, begin
 from trainer.online_plan import with_plan
 from trainer.samples import sample_set
 from trainer.signals import StopRequest
+from trainer.starts import Starts
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +106,11 @@ def run(config: TrainConfig) -> int:
         hangs_told(grid, lambda: f"after step {progress.step}"),
         build_engine(config, grid) as engine,
     ):
-        agree_on_step(grid, progress.step, config)
+        starts = agree_on_start(grid, progress.step, config)
         if reader is not None:
             engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
             log.info("resumed from %s", reader.folder)
         begin(config, manifest, grid)
-        heldout = heldout_of(config, manifest)
         samples = sample_set(config, manifest, multiple=grid.dims.stream_shards)
         with (
             Metrics(config.path, speaks=speaks, resume_step=progress.step, config_yaml=to_yaml(config)) as metrics,
@@ -126,16 +127,17 @@ def run(config: TrainConfig) -> int:
                 shards=shards,
                 plan=plan,
                 null_text=manifest.null_text(),
-                heldout=heldout,
+                heldout=heldout_of(config, manifest),
                 samples=samples,
                 metrics=metrics,
+                starts=starts,
             )
             record_plan(config, shards, progress, metrics)
             seconds = grid.warm_up()
             if grid.world_size > 1:
                 metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
-            metrics.exit_code = train(parts, progress, stop)
-            return metrics.exit_code
+            metrics.exit_code = train(parts, progress, stop, Deadline(starts.end_time))
+            return starts.exit_code(metrics.exit_code)
 
 
 def facts(config: TrainConfig, grid: Grid, engine: TrainEngine, shards: DataSet) -> dict[str, Any]:
@@ -162,14 +164,23 @@ def record_plan(config: TrainConfig, shards: DataSet, progress: Progress, metric
             plan_config(config).write(config.path, shards=shards.hash, start=progress.position)
 
 
-def agree_on_step(grid: Grid, step: int, config: TrainConfig) -> None:
-    """ValueError where ranks found different checkpoints, as on nodes whose disks are not shared."""
+def agree_on_start(grid: Grid, step: int, config: TrainConfig) -> Starts:
+    """This start of the run, written down.
+
+    ValueError where ranks found different checkpoints, as on nodes whose disks are not shared, or where the job was
+    started too often from this step.
+    """
     steps = grid.gather_objects(step)
     if len(set(steps)) > 1:
         raise ValueError(
             f"ranks found different checkpoints in {config.path / 'checkpoints'} (steps {sorted(set(steps))}): "
             "give a folder= that all nodes share"
         )
+    starts = Starts(config.path, SlurmJob.from_environment())
+    failure = starts.begin(step, max_restarts=config.run.max_restarts) if grid.rank == 0 else None
+    if told := [text for text in grid.gather_objects(failure) if text]:
+        raise ValueError(told[0])
+    return starts
 
 
 def read(config: DictConfig) -> TrainConfig:

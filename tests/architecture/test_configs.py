@@ -18,7 +18,7 @@ PACKAGES = ("trainer", "slurm", "scaling")
 
 
 def entry_points() -> dict[str, tuple[str, str]]:
-    """Root config -> (module, name of its dataclass), as `@hydra.main` and `to_dataclass` in that module say."""
+    """Root config -> (module, name of its dataclass), as `@hydra.main` (or `compose`) and `to_dataclass` say there."""
     found = {}
     for path in sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py")):
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
@@ -29,7 +29,10 @@ def entry_points() -> dict[str, tuple[str, str]]:
             for word in call.keywords
             if word.arg == "config_name"
         ]
+        composed = [call.args[0] for call in calls if ast.unparse(call.func) == "compose"]
+        roots += [name.value for name in composed if isinstance(name, ast.Constant)]
         kinds = [ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "to_dataclass"]
+        kinds = [kind for kind in kinds if kind.endswith("Config")]
         if roots:
             assert (len(roots), len(kinds)) == (1, 1), f"{path} must call hydra.main and to_dataclass once each"
             found[roots[0]] = (f"{path.parent.name}.{path.stem}", kinds[0])

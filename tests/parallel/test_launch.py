@@ -1,8 +1,10 @@
 """Who a process is, under each launcher and without one."""
 
+from pathlib import Path
+
 import pytest
 
-from parallel.launch import Launch
+from parallel.launch import Launch, SlurmJob
 
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NTASKS")
@@ -42,3 +44,19 @@ def test_inside_a_world_only_the_place_on_the_machine_is_asked_for(environment):
     assert Launch.in_world(6, 8) == Launch(rank=6, world_size=8, local_rank=0)
     environment(LOCAL_RANK=2)
     assert Launch.in_world(6, 8).local_rank == 2
+
+
+def test_outside_of_a_job_there_is_none(environment, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert SlurmJob.from_environment() is None
+
+
+def test_a_job_says_what_it_knows(environment, monkeypatch):
+    for name in ("SLURM_JOB_END_TIME", "TESSERA_STOP_NOTE"):
+        monkeypatch.delenv(name, raising=False)
+    environment(SLURM_JOB_ID=12)
+    assert SlurmJob.from_environment() == SlurmJob(id="12", end_time=None, stop_note=None)
+    environment(SLURM_JOB_END_TIME="", TESSERA_STOP_NOTE="runs/slurm/12.1.stopped")
+    assert SlurmJob.from_environment() == SlurmJob(id="12", end_time=None, stop_note=Path("runs/slurm/12.1.stopped"))
+    environment(SLURM_JOB_END_TIME=1795281999)
+    assert SlurmJob.from_environment().end_time == 1795281999.0

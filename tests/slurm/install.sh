@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Debian's SLURM, for the tests that start a real two-node cluster on this machine. Never fails: without it they skip.
+# Debian's SLURM, for the tests that start a real two-node cluster on this machine. Never fails: without it they
+# are skipped, and fail where CI is set.
 set -euo pipefail
 for program in slurmctld slurmd sbatch munged; do
     command -v "$program" >/dev/null || missing=1

@@ -221,6 +221,7 @@ def arm(event, rank):
 
     if event is None or event.get("rank", rank) != rank:
         return
+    os.environ.update(event.get("environ", {}))
     whole_step, taken = TrainEngine.step, iter(range(1, 10**9))
 
     def step(self, microbatches, *, lr):

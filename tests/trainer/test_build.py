@@ -92,7 +92,7 @@ def stage_run(config, *, first, last):
         "plan": plan,
         "null_text": manifest.null_text(),
     }
-    return Run(**parts, engine=None, heldout=None, samples=None, metrics=None)
+    return Run(**parts, engine=None, heldout=None, samples=None, metrics=None, starts=None)
 
 
 @pytest.mark.parametrize(

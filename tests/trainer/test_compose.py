@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import hydra
 import pytest
 
 from trainer.compose import EXIT_USER_ERROR, to_dataclass, to_yaml, user_errors
@@ -100,6 +101,59 @@ def test_a_string_is_a_list_of_its_letters_nowhere() -> None:
     given = {"words": ["a rabbit"], "pair": [1, 2], "either": "a rabbit"}
     assert to_dataclass(Lists, given) == Lists(words=("a rabbit",), pair=(1, 2.0), either="a rabbit")
     assert to_dataclass(Lists, {"either": ["a", "b"]}).either == ("a", "b")
+
+
+@pytest.fixture
+def command(monkeypatch, caplog):
+    """A command that takes `model`, `steps` and `prompts`; calling it with words returns what it got."""
+    got = []
+
+    @user_errors
+    @hydra.main(config_path=None, version_base="1.3")
+    @user_errors
+    def main(config):
+        got.append(config)
+
+    def call(*words):
+        got.clear()
+        caplog.clear()
+        monkeypatch.setattr("sys.argv", ["command", *words])
+        try:
+            main()
+        except SystemExit as end:
+            return end.code, caplog.messages
+        return 0, got[0]
+
+    return call
+
+
+def test_a_config_that_was_composed_before_is_taken_as_it_is(command, tmp_path):
+    saved = tmp_path / "submit.yaml"
+    saved.write_text("name: a\nsizes: {steps: 3, lr: 1.0e-3}\nprompts: [x, 'a $HOME']\n")
+    assert command("--config", str(saved)) == (
+        0,
+        {"name": "a", "sizes": {"steps": 3, "lr": 1e-3}, "prompts": ["x", "a $HOME"]},
+    )
+    assert command("--config", str(saved), "sizes.steps=4", "more=true")[1] == {
+        "name": "a",
+        "sizes": {"steps": 4, "lr": 1e-3},
+        "prompts": ["x", "a $HOME"],
+        "more": True,
+    }
+
+
+def test_a_saved_config_that_cannot_be_read_is_told(command, tmp_path):
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    (tmp_path / "torn.yaml").write_text("a: [1, 2")
+    for words, sentence in (
+        ([], "--config needs a file: --config runs/NAME/submit.yaml"),
+        ([str(tmp_path / "none.yaml")], "No such file or directory"),
+        ([str(tmp_path / "list.yaml")], "list.yaml: Cannot merge DictConfig with ListConfig"),
+        ([str(tmp_path / "torn.yaml")], "torn.yaml: while parsing a flow sequence"),
+    ):
+        code, messages = command("--config", *words)
+        assert code == EXIT_USER_ERROR
+        assert len(messages) == 1 and sentence in messages[0]
 
 
 def test_nothing_is_an_empty_group_of_numbers() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from itertools import pairwise
 
 import pytest
@@ -228,3 +229,39 @@ def test_half_of_the_average_is_younger_than_its_half_life():
     for step in range(10_000, 11_000):
         average = 1 - (1 - average) * ema_decay(0.1, step)
     assert average == pytest.approx(1 - 0.5 ** (10 * torch.log(torch.tensor(1.1)).item()), abs=1e-3)
+
+
+def test_time_that_is_up_ends_a_run_after_a_step_and_the_next_start_goes_on_bit_by_bit(train, inputs, straight):
+    note = inputs / "7.stopped"
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "1", "TESSERA_STOP_NOTE": str(note)}
+    ended = train("out_of_time", "dp2", event={"environ": job})
+    assert ended.code == 0, "the script was told, and torchrun need not report a failure"
+    assert "stopped by the job's time limit (-" in ended.err and "after step 1 of 20; everything is saved" in ended.err
+    assert note.read_text().startswith("the job's time limit (-")
+    later = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "9999999999"}
+    train("out_of_time", "dp2", event={"environ": later}).ok()
+    assert_same_bits(inputs / "out_of_time", straight["dp2"])
+
+
+def test_a_run_that_was_started_once_more_saves_nothing_in_its_old_process(commands, train, inputs, straight):
+    """As on a node that SLURM has lost, where the ranks of a job go on while it runs again elsewhere."""
+    folder = inputs / "twice"
+    settings = words("twice", "single", run__evaluate_every=HALF, run__checkpoint_every=HALF)
+    old = commands.start(settings, cwd=inputs, event={"step": 5, "signal": "SIGSTOP"})
+    old.until(lambda: [step for step, _ in column(folder, "loss")] == [1, 2, 3, 4])
+    train("twice", "single").ok()
+    old.signal(signal.SIGCONT)
+    assert "was started once more, by another process, so this one ends and saves nothing" in old.wait().refused()
+    assert_same_bits(folder, straight["single"])
+
+
+def test_a_job_that_gets_nowhere_is_ended(train, inputs):
+    (inputs / "nowhere").mkdir()
+    rows = [{"start": f"{number}", "job": "7", "step": 0, "time": 0.0} for number in range(2)]
+    (inputs / "nowhere/starts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    event = {"environ": {"SLURM_JOB_ID": "7"}}
+    sentence = train("nowhere", "single", event=event, run__max_restarts=1).refused()
+    assert sentence.startswith(
+        "job 7 was started 2 times from step 0 and never came to a checkpoint (run.max_restarts=1)"
+    )
+    assert not list((inputs / "nowhere").glob("checkpoints/*"))

@@ -1,0 +1,102 @@
+"""One job and what clusters do to it: it goes on each time, bit by bit the run that nobody disturbed."""
+
+import time
+
+import pytest
+
+from tests.slurm.checkout_case import ENDED, training, until
+from trainer.checkpoint import committed_steps
+
+
+class Life:
+    """The job of a run, and its starts."""
+
+    def __init__(self, checkout, name: str) -> None:
+        self.checkout, self.cluster, self.name = checkout, checkout.cluster, name
+        self.job, self.starts, self.stopped_after = "", 0, [0]
+
+    def goes_on(self) -> None:
+        """It is started again, and comes to a step that it had not been at."""
+        self.starts += 1
+        until(
+            lambda: (
+                f"job {self.job}, start {self.starts}: " in self.checkout.log(self.job)
+                and max(self.checkout.steps(self.name), default=0) >= self.stopped_after[-1] + 5
+            ),
+            seconds=480,
+            what=lambda: self.checkout.log(self.job),
+        )
+
+    def was_requeued(self) -> None:
+        until(
+            lambda: self.cluster.field(self.job, "Restarts") == str(self.starts),
+            seconds=240,
+            what=lambda: self.cluster.run("scontrol", "show", "job", self.job) + self.checkout.log(self.job),
+        )
+        until(
+            lambda: self.cluster.field(self.job, "JobState") == "PENDING",
+            seconds=90,
+            what=lambda: self.cluster.run("scontrol", "show", "job", self.job),
+        )
+        self.stopped_after.append(committed_steps(self.folder / "checkpoints")[-1])
+
+    @property
+    def folder(self):
+        return self.checkout.folder / "runs" / self.name
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_after_its_time_limit_a_requeue_a_lost_node_and_a_killed_daemon(
+    checkout, cluster, monkeypatch, caplog, capsys
+):
+    words = ("parallel=dp2", "nodes=2", "cluster.time=20")
+    sizes = {"run__steps": 100_000, "run__checkpoint_every": 20, "schedule__warmup_steps": 20}
+    life = Life(checkout, "life")
+
+    assert checkout.submit(monkeypatch, caplog, *training("life", **sizes), *words) == 0
+    life.job = capsys.readouterr().out.split("\njob ")[1].split(":")[0]
+    life.goes_on()
+
+    # SLURM's own signal before the limit. The job has less than two minutes left from now on.
+    started = cluster.run("squeue", "--noheader", "--jobs", life.job, "--format", "%M").split(":")
+    cluster.run("scontrol", "update", f"jobid={life.job}", f"TimeLimit={int(started[-2]) + 2}")
+    life.was_requeued()
+    assert "time is nearly up: asking the ranks to save" in checkout.log(life.job)
+    cluster.run("scontrol", "update", f"jobid={life.job}", "TimeLimit=20")
+    checkout.start_now(life.job)
+    life.goes_on()
+
+    assert checkout.jobs(monkeypatch, "requeue", "life") == 0
+    life.was_requeued()
+    checkout.start_now(life.job)
+    life.goes_on()
+
+    cluster.run("scontrol", "update", "nodename=n1", "state=down", "reason=test")
+    life.was_requeued()
+    if "DOWN" in cluster.run("scontrol", "show", "node", "n1"):  # else it has reported for service by itself
+        cluster.run("scontrol", "update", "nodename=n1", "state=resume")
+    checkout.start_now(life.job)
+    life.goes_on()
+
+    cluster.kill_node("n0")  # the one with the job's script
+    life.was_requeued()
+    cluster.start_node("n0")
+    checkout.start_now(life.job)
+    life.goes_on()
+
+    assert checkout.jobs(monkeypatch, "cancel", "runs/life") == 0
+    assert cluster.wait(life.job, ENDED, seconds=60) == "CANCELLED"
+    until(lambda: cluster.run("squeue", "--noheader") == "", seconds=60, what=lambda: cluster.run("squeue"))
+    losses = checkout.losses("life")
+    assert [step for step, _ in losses] == list(range(1, len(losses) + 1)), "no step is missing, none was taken twice"
+    assert committed_steps(life.folder / "checkpoints")[-1] == len(losses), "a cancelled job saves too"
+    assert life.stopped_after == sorted(set(life.stopped_after)), "each start got somewhere"
+    assert len((life.folder / "starts.jsonl").read_text().splitlines()) == 5
+
+    assert checkout.submit(monkeypatch, caplog, *training("straight", **sizes), *words) == 0
+    job = capsys.readouterr().out.split("\njob ")[1].split(":")[0]
+    until(lambda: len(checkout.steps("straight")) >= len(losses), seconds=480, what=lambda: checkout.log(job))
+    assert checkout.jobs(monkeypatch, "cancel", "straight") == 0
+    cluster.wait(job, ENDED, seconds=60)
+    time.sleep(1)
+    assert checkout.losses("straight")[: len(losses)] == losses

@@ -1,0 +1,42 @@
+"""Before a time limit nothing is begun that would end after it."""
+
+import time
+
+import pytest
+
+from trainer import deadline
+from trainer.deadline import Deadline
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that tests set; it starts at 1000."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+def take(limit, clock, kind, seconds):
+    with limit.measured(kind):
+        clock[0] += seconds
+
+
+def test_without_a_limit_nothing_is_forbidden(clock):
+    limit = Deadline(None)
+    take(limit, clock, "step", 1e9)
+    assert limit.forbids(["step", "save"]) is None
+
+
+def test_the_longest_yet_of_each_kind_and_a_reserve_have_to_fit(clock, monkeypatch):
+    monkeypatch.setattr(deadline, "_MARGIN_S", 10.0)
+    monkeypatch.setattr(deadline, "_SLOWER", 1.5)
+    limit = Deadline(2000.0)
+    for kind, seconds in (("step", 4), ("step", 8), ("step", 2), ("save", 20), ("evaluate", 100)):
+        take(limit, clock, kind, seconds)
+    needed = 1.5 * (8 + 20) + 10
+    clock[0] = 2000.0 - needed
+    assert limit.forbids(["step", "save"]) is None
+    assert limit.forbids(["step", "evaluate", "save"]) == ("the job's time limit (52 s are left, 202 s may be needed)")
+    clock[0] += 1
+    assert limit.forbids(["step", "save"]) == "the job's time limit (51 s are left, 52 s may be needed)"
