@@ -113,7 +113,9 @@ def read_csv(path: Path, columns: Columns) -> list[Cell]:
         there = reader.fieldnames or []
         wanted = [columns.parameters, columns.loss, columns.flops, columns.tokens]
         if missing := [name for name in wanted if name is not None and name not in there]:
-            raise ValueError(f"{path} has no column {missing[0]!r}: it has {', '.join(map(repr, there)) or 'no header'}")
+            raise ValueError(
+                f"{path} has no column {missing[0]!r}: it has {', '.join(map(repr, there)) or 'no header'}"
+            )
         return [_cell_of_row(f"row {number}", row, columns) for number, row in enumerate(reader, 1)]
 
 

@@ -17,6 +17,8 @@ from typing import IO, Any, Literal
 import wandb
 
 log = logging.getLogger(__name__)
+HELDOUT_NAME = "heldout.json"
+"""Losses of held-out clips by source at the end of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,13 @@ class Metrics:
             self._file.flush()
         if self._wandb is not None:
             self._wandb.log({"step": step, **clean})
+
+    def write_heldout(self, losses: dict[str, list[float]]) -> None:
+        """The last held-out loss clip by clip, for intervals paired over runs."""
+        if self._file is not None:
+            path = self._folder / HELDOUT_NAME
+            with self.guarded(path):
+                path.write_text(json.dumps(losses, indent=1), encoding="utf-8")
 
     def write_sheet(self, step: int, path: Path, caption: str) -> None:
         """Show a picture of samples in W&B; the file itself stays in the run folder."""

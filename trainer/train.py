@@ -20,7 +20,7 @@ from parallel.hang import hangs_told
 from parallel.launch import Launch
 from parallel.legality import require_legal
 from parallel.runtime import Grid
-from trainer.build import Run, build_engine, heldout_of, open_shards, plan_config
+from trainer.build import Run, build_engine, heldout_of, open_shards, plan_config, trained_of
 from trainer.checkpoint import CheckpointReader, newest_checkpoint
 from trainer.compose import to_dataclass, to_yaml, user_errors
 from trainer.config import TrainConfig, differences, workload
@@ -96,7 +96,7 @@ def run(config: TrainConfig) -> int:
         if reader is not None:
             engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
             log.info("resumed from %s", reader.folder)
-        heldout = heldout_of(config, manifest)
+        heldout, trained = heldout_of(config, manifest), trained_of(config, manifest)
         samples = sample_set(config, manifest, multiple=grid.dims.stream_shards)
         with (
             Metrics(config.path, speaks=speaks, resume_step=progress.step, config_yaml=to_yaml(config)) as metrics,
@@ -114,6 +114,7 @@ def run(config: TrainConfig) -> int:
                 plan=plan,
                 null_text=manifest.null_text(),
                 heldout=heldout,
+                trained=trained,
                 samples=samples,
                 metrics=metrics,
             )
