@@ -43,9 +43,7 @@ class Group:
     """Times the learning rate of the step."""
 
 
-def parameter_groups(
-    config: AdamWConfig, shapes: Mapping[str, tuple[int, ...]], width_factor: float
-) -> list[Group]:
+def parameter_groups(config: AdamWConfig, shapes: Mapping[str, tuple[int, ...]], width_factor: float) -> list[Group]:
     """Groups of named parameters of these (global) shapes; none is empty. Decayed ones first.
 
     What a step takes away of a weight is rate times decay: where muP lowers the rate, the decay rises with it.

@@ -42,7 +42,7 @@ class CoordinateConfig:
     """Its heads are multiplied; `mup_base_dim` is the narrowest width where muP is on."""
     widths: tuple[int, ...] = (64, 128, 256, 512)
     steps: int = 5
-    lr: float = 5e-3
+    lr: float = 1e-3
     seeds: int = 2
     tokens: int = 64
     png: str | None = None
@@ -119,9 +119,7 @@ def train(dit: nn.Module, pack: SyntheticPack, config: CoordinateConfig) -> None
 
 def measure(config: CoordinateConfig, *, mup: bool) -> dict[str, np.ndarray]:
     """Movement of each place by width, the geometric mean over seeds."""
-    rows = [
-        [movement(config, width, mup=mup, seed=seed) for width in config.widths] for seed in range(config.seeds)
-    ]
+    rows = [[movement(config, width, mup=mup, seed=seed) for width in config.widths] for seed in range(config.seeds)]
     return {
         place: np.exp(np.mean([[np.log(at[place]) for at in by_width] for by_width in rows], axis=0))
         for place in rows[0][0]

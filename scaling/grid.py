@@ -115,10 +115,19 @@ def _in_grammar(value: Any) -> str:
             return "{" + ",".join(f"{key}:{_in_grammar(item)}" for key, item in value.items()) + "}"
         case list() | tuple():
             return "[" + ",".join(map(_in_grammar, value)) + "]"
-        case str() if not re.fullmatch(r"[\w./:+-]+", value):
+        case str() if not _is_plain(value):
             escaped = value.replace("\\", "\\\\").replace('"', '\\"')
             return f'"{escaped}"'
     return str(value)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text needs no quotes to stay one."""
+    try:
+        float(text)
+    except ValueError:
+        return bool(re.fullmatch(r"[\w./:+-]+", text)) and text.lower() not in ("true", "false", "null")
+    return False
 
 
 def points(grid: GridConfig) -> list[Point]:
@@ -143,7 +152,7 @@ def names(found: Sequence[Point]) -> list[str]:
         parts = [point.size, f"c{point.budget:.4g}".replace("e+", "e") if point.budget else None]
         parts += [f"{labels[key]}{getattr(point, key):g}" for key in varying]
         parts += [
-            one.rpartition(".")[2] if "." in one.partition("=")[0] else one
+            one.partition("=")[0].rpartition(".")[2] + "=" + one.partition("=")[2]
             for one in point.words
             if one not in constant
         ]

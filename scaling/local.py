@@ -100,6 +100,9 @@ class LocalRuns:
                     ended += not again
                     after_each()
                 self._show(live, f"{ended} of {total} cells ended")
+        except KeyboardInterrupt:
+            self._say("stopping; what runs is asked to save, and the same command goes on from there")
+            raise
         finally:
             if live is not None:
                 live.stop()
