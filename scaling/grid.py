@@ -116,7 +116,8 @@ def _in_grammar(value: Any) -> str:
         case list() | tuple():
             return "[" + ",".join(map(_in_grammar, value)) + "]"
         case str() if not _is_plain(value):
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            # Hydra takes a backslash for itself, but for those before a quote or at the end.
+            escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
             return f'"{escaped}"'
     return str(value)
 

@@ -48,7 +48,7 @@ def really(config, steps):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"data__packs_per_step": 3, "text__pad_to": 9}, {"data__mix__image_fraction": 0.5}]
+    "changes", [{}, {"data__packs_per_step": 3, "text__pad_to": 128}, {"data__mix__image_fraction": 0.5}]
 )
 def test_tokens_are_exact_and_flops_nearly(inputs, changes):
     config = config_of(inputs, **changes)

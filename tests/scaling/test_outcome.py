@@ -111,7 +111,7 @@ def test_errors_are_paired_over_cells_and_clustered_by_source(planned, tmp_path)
     found = paired_errors(outcomes(planned, tmp_path, [[[value] for value in row] for row in table]))
     for number, row in enumerate(table - table.mean(0)):
         assert found[f"run{number}"] == pytest.approx(stats.sem(row))
-    assert max(found.values()) < 0.05 * stats.sem(table[0])
+    assert max(found.values()) < 0.1 * stats.sem(table[0])
 
 
 def test_two_clips_of_a_source_are_one_draw():
