@@ -27,7 +27,7 @@ from parallel.synthetic import SyntheticPack, synthetic_pack
 from trainer.compose import to_dataclass, user_errors
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after its back end is chosen)
+import matplotlib.pyplot as plt
 
 log = logging.getLogger(__name__)
 _PLACES = ("query", "mlp_in", "output", "mlp_out", "modulation", "head")
@@ -50,7 +50,7 @@ class CoordinateConfig:
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or any(width % self.model.head_dim for width in self.widths):
             raise ValueError(
-                f"widths={list(self.widths)} must be two at least, all multiples of model.head_dim={self.model.head_dim}"
+                f"widths={list(self.widths)} must be two at least and multiples of model.head_dim={self.model.head_dim}"
             )
         if self.steps < 1 or self.seeds < 1 or self.tokens < 1 or self.lr <= 0:
             raise ValueError(f"steps={self.steps}, seeds={self.seeds}, tokens={self.tokens}, lr={self.lr}: all above 0")

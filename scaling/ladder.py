@@ -10,7 +10,7 @@ _EVEN_FROM = 8
 """From so many on, blocks and heads come in even numbers: two stages, or two tensor ranks, then have equally many."""
 _SHALLOWEST = 2
 _BYTES = {"weights": 2, "gradients": 4, "state": 16}
-"""Of a parameter in bf16: its weight, its gradient in float32; and master, moments and average, which replicas share."""
+"""Of a parameter in bf16; state is what replicas share: float32 master, moments and average."""
 _ROOM = 0.5
 """Share of a device's memory that these may take; activations need the rest."""
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}

@@ -8,9 +8,9 @@ from data.loader import SampleReader
 from data.pack import Position
 from model.flops import training_flops
 from scaling import lengths as module
+from scaling.grid import word
 from scaling.lengths import StepLengths
 from tests.scaling.sweep_case import ROOT, settings
-from scaling.grid import word
 from trainer.batch import PackLayout, PackRecipe, build_microbatch
 from trainer.build import open_shards
 from trainer.compose import to_dataclass

@@ -11,10 +11,10 @@ from tests.scaling.sweep_case import cell
 
 
 def test_a_second_sweep_in_a_folder_is_refused_and_a_later_one_is_not(tmp_path):
-    with locked(tmp_path / "sweep"), pytest.raises(ValueError, match="another sweep is at work in"):
-        with locked(tmp_path / "sweep"):
-            pass
-    with locked(tmp_path / "sweep"):
+    here = tmp_path / "sweep"
+    with locked(here), pytest.raises(ValueError, match="another sweep is at work in"), locked(here):
+        pass
+    with locked(here):
         pass
 
 
