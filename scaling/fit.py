@@ -21,14 +21,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scaling.cell import Cell, Columns, read_cells, read_csv, read_runs, sound_and_broken
+from scaling.cell import Cell, Columns, read_cells, read_csv, sound_and_broken
 from scaling.envelope import Envelope, fit_envelope
 from scaling.extrapolation import LeftOut, ParabolaBias, leave_highest_out, parabola_bias
 from scaling.interval import Interval
 from scaling.isoflop import Parabolas, fit_parabolas
 from scaling.law import CELLS, Law, Prediction, fit_law
 from scaling.law_plot import curves_of, law_figure, write_html, write_png
-from scaling.wandb_runs import read_project
 
 T = TypeVar("T")
 _TRUSTED_FACTOR = 10.0
@@ -204,9 +203,14 @@ def cells_of(given: argparse.Namespace) -> list[Cell]:
         cells = read_csv(given.csv, Columns(parameters=given.n, loss=given.loss, flops=given.c, tokens=given.d))
     elif given.cells:
         cells = read_cells(given.cells)
+    # Imported here: torch and W&B take seconds, which a table does not need.
     elif given.wandb:
+        from scaling.wandb_runs import read_project
+
         cells = read_project(given.wandb, group=given.group)
     else:
+        from scaling.run_cell import read_runs
+
         cells = read_runs(given.runs)
     return _without_highest(cells, given.drop_highest)
 

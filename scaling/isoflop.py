@@ -117,10 +117,16 @@ def fit_parabolas(grid: Grid, *, draws: int, seed: int) -> Parabolas:
         residual = grid.log_loss[cells] - design @ theta
         degrees = len(cells) - int(np.linalg.matrix_rank(design))
         scatter = _scatter(residual, degrees, grid.standard_error[cells])
-        certain = theta[2 : 3 * len(used) : 3] >= _CERTAIN * scatter * np.linalg.norm(solve[2 : 3 * len(used) : 3], axis=1)
+        certain = theta[2 : 3 * len(used) : 3] >= _CERTAIN * scatter * np.linalg.norm(
+            solve[2 : 3 * len(used) : 3], axis=1
+        )
         if certain.all():
             break
-        refused += [f"{_name(grid, rows)} is flat within its noise: add sizes further out" for rows, sure in zip(used, certain) if not sure]
+        refused += [
+            f"{_name(grid, rows)} is flat within its noise: add sizes further out"
+            for rows, sure in zip(used, certain)
+            if not sure
+        ]
         used = [rows for rows, sure in zip(used, certain) if sure]
     rng = np.random.default_rng(seed)
     spread_S = np.full(draws, scatter) * (np.sqrt(degrees / rng.chisquare(degrees, draws)) if degrees else 1.0)

@@ -4,7 +4,8 @@ from typing import Any
 
 import wandb
 
-from scaling.cell import Cell, cell_of_record
+from scaling.cell import Cell
+from scaling.run_cell import cell_of_record
 
 
 def read_project(path: str, *, group: str | None = None) -> list[Cell]:
