@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from scaling.cell import Cell, cell_of_run, write_cells
+from scaling.cell import Cell, write_cells
 from scaling.grid import PlannedCell
+from scaling.run_cell import cell_of_run
 from trainer.compose import to_dataclass
 from trainer.config import TrainConfig, differences
 from trainer.evaluation import standard_error

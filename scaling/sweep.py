@@ -44,7 +44,7 @@ class SweepConfig:
     retries: int = 1
     """Further attempts at a cell that failed."""
     most_gap_growth: float = 0.02
-    """Cells are left out whose gap from training to held-out clips grows by a larger share of the loss in the last part."""
+    """Left out are cells whose gap from training to held-out clips grows by more of the loss in the last part."""
     flops_per_s: float | None = None
     """For the times that are foretold; None takes what finished cells reached, else a measurement on this machine."""
     dry_run: bool = False
