@@ -175,8 +175,8 @@ class Planner:
 
     def cell(self, name: str, point: Point, place: Sequence[str]) -> PlannedCell:
         """`place` are the words that say where it writes. ValueError where it cannot be run, or is very short."""
-        words = [*self.base, *self._shape(point), *point.words, f"seed={point.seed}", *place]
-        config = self._compose(words)
+        words, after = [*self.base, *self._shape(point)], [*point.words, f"seed={point.seed}", *place]
+        config = self._compose([*words, *after])
         if config.schedule.kind == "constant":
             raise ValueError(
                 "a cell has to finish a learning-rate schedule of its own, but train has schedule.kind=constant: "
@@ -190,8 +190,13 @@ class Planner:
                 f"cell {name} would take {steps} steps of {config.data.packs_per_step} packs: raise its budget, or "
                 "lower its size, data.packs_per_step or data.tokens_per_pack"
             )
-        words += self._cadence(steps)
+        words += [*self._cadence(steps), *after]
         config = self._compose(words)
+        if config.run.steps != steps:
+            raise ValueError(
+                f"cell {name} is to take {steps} steps by its budget, but grid.axes says run.steps={config.run.steps}: "
+                "leave one of them out"
+            )
         return PlannedCell(
             name=name,
             words=tuple(words),

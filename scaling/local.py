@@ -83,7 +83,7 @@ class LocalRuns:
 
     def run(self, todo: Sequence[Outcome], after_each: Callable[[], None]) -> None:
         """Start all, each when there is room; Ctrl-C and SIGTERM have them save and stop."""
-        queue, total, ended = [one for one in todo if not self.gives_up(one.cell.name)], len(todo), 0
+        queue, total, ended = [*todo], len(todo), 0
         live = Live(console=Console(stderr=True), transient=True) if sys.stderr.isatty() else None
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:

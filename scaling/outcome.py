@@ -56,8 +56,8 @@ class Outcome:
 
     @property
     def gaps(self) -> list[float]:
-        """Held-out loss above that of training clips, at each evaluation, relative to the first."""
-        found = [row for row in self.rows if "heldout/gap" in row and row["heldout/loss"] > 0]
+        """Held-out loss above that of training clips, as a share of it, at each evaluation but that of the start."""
+        found = [row for row in self.rows if "heldout/gap" in row and row["step"] > 0 and row["heldout/loss"] > 0]
         return [row["heldout/gap"] / row["heldout/loss"] for row in found]
 
     def row(self) -> dict[str, Any]:

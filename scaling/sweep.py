@@ -142,14 +142,14 @@ def run(config: SweepConfig) -> None:
     runs = LocalRuns(config.path, look, jobs=config.jobs, retries=config.retries, say=log.info)
     for line in table(outcomes, pace, runs):
         log.info(line)
-    todo = [one for one in outcomes if not (one.is_done or one.is_left_out)]
+    todo = [one for one in outcomes if not (one.is_done or one.is_left_out or runs.gives_up(one.cell.name))]
     expected = [pace.seconds(one.planned) for one in todo]
     whole = None if None in expected else sum(filter(None, expected)) / config.jobs
     log.info("%d cells, %d of them to be run, in about %s", len(cells), len(todo), in_words(whole))
     if config.dry_run:
         return
     with locked(config.path):
-        if config.launcher == "slurm":
+        if todo and config.launcher == "slurm":
             submit(config, [one.planned for one in todo])
             return
         runs.run(todo, lambda: record(config.path, all_outcomes()))
@@ -160,9 +160,6 @@ def run(config: SweepConfig) -> None:
 
 def submit(config: SweepConfig, todo: Sequence[PlannedCell]) -> None:
     """Write the array of what is missing."""
-    if not todo:
-        log.info("nothing is missing")
-        return
     script = write_array(config.path, todo)
     log.info("RANKS_PER_NODE=%d sbatch %s   submits an array of %d cells", config.ranks, script, len(todo))
 

@@ -1,8 +1,15 @@
-"""What the tests of sweeps share: one set of shards."""
+"""What the tests of sweeps share: one set of shards, and one process with the engines imported."""
 
 import pytest
 
 from tests.scaling.sweep_case import write_inputs
+from tests.trainer.run_case import Commands
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    with Commands(tmp_path_factory.mktemp("commands")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,8 @@ def test_without_axes_a_cell_is_the_run_itself(inputs):
     assert (found.steps, found.config.schedule.lr, found.config.model.num_blocks) == (30, 5e-3, 4)
     assert cell(inputs, made=made, size=None, budget=None, lr_factor=2.0).config.schedule.lr == 1e-2
     assert cell(inputs, made=made, size=None, budget=None, words=("optim.beta2=0.9",)).config.optim.beta2 == 0.9
+    shorter = cell(inputs, made=made, size=None, budget=None, words=("run.steps=50", "schedule.warmup_steps=9"))
+    assert (shorter.steps, shorter.config.schedule.warmup_steps) == (50, 9)
 
 
 def test_mup_keeps_the_rate_and_knows_the_base_width(inputs):
@@ -112,6 +114,8 @@ def test_cells_that_make_no_sense_are_refused(inputs):
         cell(inputs, budget=1e5)
     with pytest.raises(ValueError, match="schedule.kind=constant"):
         cell(inputs, made=planner(inputs, schedule__kind="constant"))
+    with pytest.raises(ValueError, match=r"by its budget, but grid.axes says run.steps=50"):
+        cell(inputs, words=("run.steps=50",))
     for wrong in (
         {"budgets": (1e9,), "tokens_per_parameter": 20},
         {"seeds": ()},

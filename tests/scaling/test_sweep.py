@@ -65,9 +65,9 @@ def trainers(folder):
     return found
 
 
-def test_a_dry_run_says_all_of_each_cell_and_writes_nothing(inputs, tmp_path):
-    code, printed = sweep(inputs, tmp_path / "sweep", dry_run=True, flops_per_s=1e8)
-    assert code == 0, printed
+def test_a_dry_run_says_all_of_each_cell_and_writes_nothing(commands, inputs, tmp_path):
+    shown = words(inputs, tmp_path / "sweep", dry_run=True, flops_per_s=1e8)
+    printed = commands.run(shown, cwd=tmp_path, module="scaling.sweep").ok().err
     table = rows_of(printed)
     assert sorted(table) == ["1k-c4e08", "1k-c8e08", "4k-c4e08", "4k-c8e08"]
     for name, row in table.items():
@@ -87,16 +87,23 @@ def test_a_dry_run_says_all_of_each_cell_and_writes_nothing(inputs, tmp_path):
         ({"train": {"data.folder": "nowhere", "data.codec": "x"}}, "error: nowhere has no manifest.parquet"),
     ],
 )
-def test_mistakes_get_one_sentence(inputs, tmp_path, changes, sentence):
-    code, printed = sweep(inputs, tmp_path / "sweep", **changes)
-    assert code == 2 and printed.startswith(sentence) and len(printed.splitlines()) == 1, printed
+def test_mistakes_get_one_sentence(commands, inputs, tmp_path, changes, sentence):
+    ended = commands.run(words(inputs, tmp_path / "sweep", **changes), cwd=tmp_path, module="scaling.sweep")
+    assert ended.codes == [2] and ended.err.startswith(sentence) and len(ended.err.splitlines()) == 1, ended.err
+
+
+def test_an_array_of_what_is_missing_is_written_for_slurm(commands, inputs, tmp_path):
+    shown = words(inputs, tmp_path / "sweep", launcher="slurm", flops_per_s=1e8)
+    printed = commands.run(shown, cwd=ROOT, module="scaling.sweep").ok().err
+    assert f"RANKS_PER_NODE=1 sbatch {tmp_path}/sweep/array.sbatch   submits an array of 4 cells" in printed
+    assert len(list((tmp_path / "sweep/words").iterdir())) == 4 and not (tmp_path / "sweep/runs").exists()
 
 
 @pytest.mark.slow
 def test_four_runs_are_made_once_one_killed_is_finished_and_a_torn_one_left_out(inputs, tmp_path):
     folder = tmp_path / "sweep"
     process = start(inputs, folder, jobs=2)
-    victim, end = folder / "runs/1k-c4e08", time.monotonic() + 300
+    victim, end = folder / "runs/1k-c4e08", time.monotonic() + 600
     while len(read_metrics(victim)) < 4:
         assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
         time.sleep(0.02)
@@ -138,7 +145,7 @@ def test_four_runs_are_made_once_one_killed_is_finished_and_a_torn_one_left_out(
 def test_ctrl_c_saves_the_runs_and_the_same_command_goes_on(inputs, tmp_path):
     folder = tmp_path / "sweep"
     process = start(inputs, folder, grid__sizes=["1k"], grid__budgets=[2e9])
-    run, end = folder / "runs/1k-c2e09", time.monotonic() + 300
+    run, end = folder / "runs/1k-c2e09", time.monotonic() + 600
     while len(read_metrics(run)) < 4:
         assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
         time.sleep(0.02)
