@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -133,7 +133,7 @@ def _is_plain(text: str) -> bool:
 
 def points(grid: GridConfig) -> list[Point]:
     """All of the grid, the cheapest budget first."""
-    sizes: Sequence[str | None] = [str(size) for size in grid.sizes] or [None]
+    sizes: Sequence[str | None] = [size if isinstance(size, str) else _short(size) for size in grid.sizes] or [None]
     budgets: Sequence[float | None] = grid.budgets or (None,)
     words = list(product(*([word(key, value) for value in values] for key, values in (grid.axes or {}).items())))
     axes = product(budgets, sizes, grid.lr_factors, words, grid.seeds)
@@ -144,24 +144,26 @@ def points(grid: GridConfig) -> list[Point]:
 
 
 def names(found: Sequence[Point]) -> list[str]:
-    """Of each point: its size and budget, and what else varies; ValueError where two are alike."""
-    varying = [key for key in ("lr_factor", "seed") if len({getattr(point, key) for point in found}) > 1]
-    constant = set.intersection(*(set(point.words) for point in found))
-    labels = {"lr_factor": "lr", "seed": "s"}
-    out = []
-    for point in found:
-        parts = [point.size, f"c{point.budget:.4g}".replace("e+", "e") if point.budget else None]
-        parts += [f"{labels[key]}{getattr(point, key):g}" for key in varying]
-        parts += [
-            one.partition("=")[0].rpartition(".")[2] + "=" + one.partition("=")[2]
-            for one in point.words
-            if one not in constant
-        ]
-        kept = "-".join(part for part in parts if part) or "run"
-        out.append(re.sub(r"[^A-Za-z0-9.]+", "-", kept).strip("-"))
+    """Of each point, the same whatever else is in the grid: a sweep can be extended. ValueError where two are alike."""
+    out = [_name(point) for point in found]
     if twice := sorted({name for name in out if out.count(name) > 1}):
         raise ValueError(f"the grid has two cells that would be called {twice[0]}: leave out what is given twice")
     return out
+
+
+def _name(point: Point) -> str:
+    parts = [point.size] if point.size else []
+    parts += [f"c{_short(point.budget)}"] if point.budget else []
+    parts += [f"lr{_short(point.lr_factor)}"] if point.lr_factor != 1 else []
+    parts += [f"s{point.seed}"] if point.seed else []
+    for one in point.words:
+        key, _, value = one.partition("=")
+        parts.append(f"{key.rpartition('.')[2]}-{value}")
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-") or "run"
+
+
+def _short(number: float) -> str:
+    return f"{number:.4g}".replace("e+", "e")
 
 
 class Planner:
@@ -259,6 +261,3 @@ class Planner:
         if key not in self._lengths:
             self._lengths[key] = StepLengths(config)
         return self._lengths[key]
-
-
-Launcher = Literal["local", "slurm"]

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 from omegaconf import DictConfig
 
 from parallel.launch import Launch
 from scaling.array import write_array
-from scaling.grid import GridConfig, Launcher, PlannedCell, Planner, names, points, word
+from scaling.grid import GridConfig, PlannedCell, Planner, names, points, word
 from scaling.ladder import LadderConfig
 from scaling.local import LocalRuns, locked
 from scaling.outcome import CELLS_NAME, Outcome, outcome_of, record
@@ -36,7 +36,7 @@ class SweepConfig:
     ladder: LadderConfig
     train: dict[str, Any] | None = None
     """Settings of `trainer.train` that all cells share: `experiment: demo`, `data.folder: ...`."""
-    launcher: Launcher = "local"
+    launcher: Literal["local", "slurm"] = "local"
     ranks: int = 1
     """Processes of each cell."""
     jobs: int = 1
@@ -74,9 +74,9 @@ def plan(config: SweepConfig) -> list[PlannedCell]:
     cells = []
     for name, point in zip(names(found), found, strict=True):
         tags = [tag for tag in (config.name, point.size) if tag]
-        place = [f"name={name}", f"folder={config.path / 'runs' / name}", f"wandb.group={config.name}"]
-        place += ["wandb.job_type=sweep", f"wandb.tags=[{','.join(tags)}]"]
-        cells.append(planner.cell(name, point, place))
+        place = {"name": name, "folder": str(config.path / "runs" / name), "wandb.group": config.name}
+        place |= {"wandb.job_type": "sweep", "wandb.tags": tags}
+        cells.append(planner.cell(name, point, [word(key, value) for key, value in place.items()]))
     return cells
 
 
@@ -116,13 +116,10 @@ def in_words(seconds: float | None) -> str:
     """Of a duration."""
     if seconds is None:
         return "?"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def run(config: SweepConfig) -> None:
