@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from model.flops import TRAINING_FACTOR, parameter_count
 from parallel.dims import ParallelDims
 from parallel.legality import require_legal
-from scaling.ladder import LadderConfig, learning_rate, packs_per_step, parse_size, rung, tensor_ranks
+from scaling.ladder import LadderConfig, Rung, learning_rate, packs_per_step, parse_size, rung, tensor_ranks
 from scaling.lengths import StepLengths
 from trainer.compose import to_dataclass
 from trainer.config import TrainConfig, workload
@@ -166,6 +166,19 @@ def _short(number: float) -> str:
     return f"{number:.4g}".replace("e+", "e")
 
 
+def require_distinct(sizes: Sequence[str | int | float], head_dim: int) -> None:
+    """ValueError where two sizes have the same rung nearest to them."""
+    found: dict[Rung, str | int | float] = {}
+    for size in sizes:
+        shape = rung(parse_size(size), head_dim)
+        if shape in found:
+            raise ValueError(
+                f"grid.sizes {found[shape]} and {size} are the same model, {shape.num_blocks} blocks of width "
+                f"{shape.dim} ({shape.size:,} parameters): take sizes farther apart, or a smaller ladder.head_dim"
+            )
+        found[shape] = size
+
+
 class Planner:
     """Makes cells of points."""
 
@@ -174,6 +187,7 @@ class Planner:
     ) -> None:
         self.base, self.grid, self.ladder, self.ranks, self._hydra = tuple(base), grid, ladder, ranks, compose
         self._lengths: dict[str, StepLengths] = {}
+        require_distinct(grid.sizes, ladder.head_dim)
 
     def cell(self, name: str, point: Point, place: Sequence[str]) -> PlannedCell:
         """`place` are the words that say where it writes. ValueError where it cannot be run, or is very short."""

@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from model.flops import parameter_count
-from scaling.grid import GridConfig, names, points, word
+from scaling.grid import GridConfig, names, points, require_distinct, word
 from scaling.ladder import learning_rate, rung
 from tests.scaling.sweep_case import LADDER, cell, planner
 
@@ -99,6 +99,12 @@ def test_mup_keeps_the_rate_and_knows_the_base_width(inputs):
     cells = [cell(inputs, made=made, size=size) for size in ("1k", "16k")]
     assert {c.config.schedule.lr for c in cells} == {LADDER.lr}
     assert {c.config.model.mup_base_dim for c in cells} == {rung(LADDER.base_size, 8).dim}
+
+
+def test_sizes_that_are_one_model_are_refused():
+    with pytest.raises(ValueError, match="grid.sizes 1m and 900k are the same model, 3 blocks of width 128"):
+        require_distinct(["1m", "900k"], 64)
+    require_distinct(["1m", "1.6m"], 32)
 
 
 def test_several_ranks_get_a_layout_that_holds_the_model(inputs):

@@ -26,8 +26,8 @@ def words(inputs, folder, **changes):
         "ladder.head_dim": 8,
         "ladder.base_size": 4e3,
         "ladder.lr": 1e-2,
-        "grid.sizes": ["1k", "4k"],
-        "grid.budgets": [4e8, 8e8],
+        "grid.sizes": ["2k", "8k"],
+        "grid.budgets": [1e8, 2e8],
         "grid.train_samples": 8,
         "grid.evaluations": 2,
         "most_gap_growth": 0.5,
@@ -69,7 +69,7 @@ def test_a_dry_run_says_all_of_each_cell_and_writes_nothing(commands, inputs, tm
     shown = words(inputs, tmp_path / "sweep", dry_run=True, flops_per_s=1e8)
     printed = commands.run(shown, cwd=tmp_path, module="scaling.sweep").ok().err
     table = rows_of(printed)
-    assert sorted(table) == ["1k-c4e08", "1k-c8e08", "4k-c4e08", "4k-c8e08"]
+    assert sorted(table) == ["2k-c1e08", "2k-c2e08", "8k-c1e08", "8k-c2e08"]
     for name, row in table.items():
         size, tokens, epochs, steps, flops = (float(value) for value in row[1:6])
         assert flops == pytest.approx(float(name.partition("-c")[2]), rel=0.05)
@@ -103,7 +103,7 @@ def test_an_array_of_what_is_missing_is_written_for_slurm(commands, inputs, tmp_
 def test_four_runs_are_made_once_one_killed_is_finished_and_a_torn_one_left_out(inputs, tmp_path):
     folder = tmp_path / "sweep"
     process = start(inputs, folder, jobs=2)
-    victim, end = folder / "runs/1k-c4e08", time.monotonic() + 600
+    victim, end = folder / "runs/2k-c2e08", time.monotonic() + 600
     while len(read_metrics(victim)) < 4:
         assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
         time.sleep(0.02)
@@ -111,7 +111,7 @@ def test_four_runs_are_made_once_one_killed_is_finished_and_a_torn_one_left_out(
         os.kill(pid, signal.SIGKILL)
     printed = process.communicate(timeout=600)[0]
     assert process.returncode == 0, printed
-    assert re.search(r"1k-c4e08: failed with exit code -9, it stopped at step \d+ of \d+; it is tried again", printed)
+    assert re.search(r"2k-c2e08: failed with exit code -9, it stopped at step \d+ of \d+; it is tried again", printed)
     assert "4 of 4 cells in" in printed
 
     cells = {one.name: one for one in read_cells(folder / "cells.jsonl")}
@@ -126,26 +126,26 @@ def test_four_runs_are_made_once_one_killed_is_finished_and_a_torn_one_left_out(
     rows = [row for row in read_metrics(victim) if "lr" in row]
     assert [row["lr"] for row in rows][-1] == pytest.approx(0.05 * max(row["lr"] for row in rows), rel=0.05)
     run = (victim / "config.yaml").read_text()
-    assert "group: small" in run and "job_type: sweep" in run and "name: 1k-c4e08" in run
+    assert "group: small" in run and "job_type: sweep" in run and "name: 2k-c2e08" in run
 
     before = {path: path.stat().st_mtime for path in (folder / "runs").rglob("metrics.jsonl")}
     code, printed = sweep(inputs, folder)
     assert code == 0 and "4 cells, 0 of them to be run" in printed, printed
     assert {path: path.stat().st_mtime for path in before} == before
 
-    log = folder / "runs/4k-c8e08/metrics.jsonl"
+    log = folder / "runs/8k-c2e08/metrics.jsonl"
     log.write_bytes(log.read_bytes()[: log.stat().st_size // 2])
     code, printed = sweep(inputs, folder, retries=0)
-    assert code == 0 and re.search(r"left out: 4k-c8e08: it stopped at step \d+ of \d+", printed), printed
+    assert code == 0 and re.search(r"left out: 8k-c2e08: it stopped at step \d+ of \d+", printed), printed
     assert "3 of 4 cells in" in printed
-    assert [one.name for one in read_cells(folder / "cells.jsonl") if one.broken] == ["4k-c8e08"]
+    assert [one.name for one in read_cells(folder / "cells.jsonl") if one.broken] == ["8k-c2e08"]
 
 
 @pytest.mark.slow
 def test_ctrl_c_saves_the_runs_and_the_same_command_goes_on(inputs, tmp_path):
     folder = tmp_path / "sweep"
-    process = start(inputs, folder, grid__sizes=["1k"], grid__budgets=[2e9])
-    run, end = folder / "runs/1k-c2e09", time.monotonic() + 600
+    process = start(inputs, folder, grid__sizes=["2k"], grid__budgets=[2e9])
+    run, end = folder / "runs/2k-c2e09", time.monotonic() + 600
     while len(read_metrics(run)) < 4:
         assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
         time.sleep(0.02)
