@@ -39,8 +39,10 @@ class CoordinateConfig:
     """Widths of models alike in all else."""
 
     model: DiTConfig
-    """Its heads are multiplied; `mup_base_dim` is the narrowest width where muP is on."""
+    """Of other widths: heads and MLP follow from these."""
     widths: tuple[int, ...] = (64, 128, 256, 512)
+    """The first is the base of muP."""
+    head_dim: int = 16
     steps: int = 5
     lr: float = 1e-3
     seeds: int = 2
@@ -48,9 +50,9 @@ class CoordinateConfig:
     png: str | None = None
 
     def __post_init__(self) -> None:
-        if len(self.widths) < 2 or any(width % self.model.head_dim for width in self.widths):
+        if len(self.widths) < 2 or any(width % self.head_dim for width in self.widths):
             raise ValueError(
-                f"widths={list(self.widths)} must be two at least and multiples of model.head_dim={self.model.head_dim}"
+                f"widths={list(self.widths)} must be two at least and multiples of head_dim={self.head_dim}"
             )
         if self.steps < 1 or self.seeds < 1 or self.tokens < 1 or self.lr <= 0:
             raise ValueError(f"steps={self.steps}, seeds={self.seeds}, tokens={self.tokens}, lr={self.lr}: all above 0")
@@ -59,9 +61,10 @@ class CoordinateConfig:
         """The model of a width."""
         return replace(
             self.model,
-            num_heads=width // self.model.head_dim,
+            num_heads=width // self.head_dim,
+            head_dim=self.head_dim,
             ffn_dim=4 * width,
-            mup_base_dim=min(self.widths) if mup else None,
+            mup_base_dim=self.widths[0] if mup else None,
         )
 
 
