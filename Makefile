@@ -1,4 +1,4 @@
-# make demo | test | check | docs | bench | format | clean. Each sets up its virtual environment by itself, once.
+# make demo | scaling-demo | test | check | docs | bench | format | clean. Each sets up its virtual environment by itself, once.
 #   make test TESTS=tests/model          a part of the suite
 #   make test PYTHON=python3.12          another Python, in an environment of its own (.venv-python3.12); a path will do
 SHELL := /bin/bash
@@ -14,11 +14,17 @@ export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
 export WANDB_MODE ?= offline
 
-.PHONY: demo test check docs bench format clean setup
+.PHONY: demo scaling-demo test check docs bench format clean setup
 .DEFAULT_GOAL := demo
 
 demo: $(READY)
 	@python -m trainer.demo
+
+# Needs what `make demo` leaves, and makes it where it is not there.
+scaling-demo: $(READY)
+	@test -f runs/demo/latents/manifest.parquet || python -m trainer.demo
+	@python -m scaling.sweep sweep=demo
+	@python -m scaling.fit --cells runs/sweeps/demo/cells.jsonl
 
 docs: $(READY)
 	@sphinx-build -W -q docs docs/_build/html

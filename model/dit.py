@@ -37,6 +37,8 @@ class DiTConfig:
     time_freq_dim: int = 256
     """Sinusoid features of a noise level."""
     eps: float = 1e-6
+    mup_base_dim: int | None = None
+    """Width at which muP changes nothing (`model.mup`); None is the standard parametrisation at every width."""
 
     def __post_init__(self) -> None:
         sizes = ("num_blocks", "num_heads", "ffn_dim", "text_dim", "in_channels", "out_channels")
@@ -54,11 +56,18 @@ class DiTConfig:
             raise ValueError(f"model.patch_size is {self.patch_size}; give three sizes (t, h, w) of at least 1.")
         if self.eps <= 0:
             raise ValueError(f"model.eps is {self.eps}; it must be above 0.")
+        if self.mup_base_dim is not None and self.mup_base_dim < 1:
+            raise ValueError(f"model.mup_base_dim is {self.mup_base_dim}; give a width of at least 1, or null.")
 
     @property
     def dim(self) -> int:
         """Width of the residual stream."""
         return self.num_heads * self.head_dim
+
+    @property
+    def width_factor(self) -> float:
+        """Width over the base width of muP; 1 without it."""
+        return 1.0 if self.mup_base_dim is None else self.dim / self.mup_base_dim
 
     @property
     def patch_values_in(self) -> int:
@@ -108,7 +117,7 @@ class Head(nn.Module):
 
     def __init__(self, config: DiTConfig, layers: Layers) -> None:
         super().__init__()
-        self.eps = config.eps
+        self.eps, self.width_factor = config.eps, config.width_factor
         self.layers = layers
         self.scale_shift_table = nn.Parameter(torch.zeros(2, config.dim))
         self.projection = nn.Linear(config.dim, config.patch_values_out)
@@ -119,6 +128,8 @@ class Head(nn.Module):
         shift_RD, scale_RD = (widen(time_RD) + row_D for row_D in table_2D)
         shift_lD, scale_lD = (x_RD.index_select(0, row_l) for x_RD in (shift_RD, 1 + scale_RD))
         h_lD = modulated_norm(x_lD, shift_lD, scale_lD, self.eps)
+        if self.width_factor != 1:
+            h_lD = h_lD / self.width_factor  # muP's multiplier of the output weights
         return linear(h_lD, *(self.layers.replicated(p) for p in (self.projection.weight, self.projection.bias)))
 
 

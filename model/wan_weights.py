@@ -103,6 +103,8 @@ def from_wan(wan: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
             tensor = rearrange(tensor, "d c pt ph pw -> d (pt ph pw c)")
         elif ours.endswith("scale_shift_table"):
             tensor = tensor.squeeze(0)
+        elif ours == "head.projection.weight" and config.width_factor != 1:
+            tensor = tensor * config.width_factor
         if tensor.shape != shapes[ours]:
             raise ValueError(
                 f"{theirs} of the Wan state dict is {tuple(tensor.shape)} and the config asks for "
@@ -137,6 +139,8 @@ def to_wan(
             tensor = rearrange(tensor, "d (pt ph pw c) -> d c pt ph pw", pt=pt, ph=ph, pw=pw)
         elif ours.endswith("scale_shift_table"):
             tensor = tensor[None]
+        elif ours == "head.projection.weight" and config.width_factor != 1:
+            tensor = tensor / config.width_factor  # Wan knows no multiplier (`model.mup`)
         wan[theirs] = tensor
     return wan
 

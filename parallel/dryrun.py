@@ -20,7 +20,7 @@ from parallel.activations import activation_memory
 from parallel.dims import ParallelDims
 from parallel.legality import Workload, require_legal
 from parallel.memory import Groups, Memory, lasting_memory, passing_memory, start_memory
-from parallel.optim import is_decayed
+from parallel.optim import AdamWConfig, parameter_groups
 from parallel.runtime import Grid
 from parallel.shard import Shard, is_on_every_stage, is_sharded, shard_of
 from parallel.stage import make_stage, stages_of
@@ -170,7 +170,7 @@ def _try_place(
     with fake_grid(dims, first, world_size) as grid:
         shards = _shards(grid, config)
         assert grid.pipeline_rank == place and {name: shard.shape for name, shard in shards.items()} == shapes
-        groups = optimizer_groups(shards)
+        groups = optimizer_groups(shards, config.width_factor)
         replicas = [lasting_memory(groups, grid.dims, replica=replica) for replica in range(grid.replica_size)]
         report = RankReport(
             first_rank=first,
@@ -185,13 +185,12 @@ def _try_place(
     return report, {name: shard.global_shape for name, shard in shards.items()}
 
 
-def optimizer_groups(shards: Mapping[str, Shard]) -> Groups:
+def optimizer_groups(shards: Mapping[str, Shard], width_factor: float = 1.0) -> Groups:
     """Elements of the parameters of each group, as `parallel.zero` makes them."""
-    decayed = [name for name, shard in shards.items() if is_decayed(name, shard.global_shape)]
-    others = [name for name in shards if name not in set(decayed)]
+    shapes = {name: shard.global_shape for name, shard in shards.items()}
     return [
-        [tuple(prod(shards[name].shape) for name in names) for _, names in groupby(group, _applied_as)]
-        for group in (decayed, others)
+        [tuple(prod(shards[name].shape) for name in names) for _, names in groupby(group.names, _applied_as)]
+        for group in parameter_groups(AdamWConfig(), shapes, width_factor)
     ]
 
 

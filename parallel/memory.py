@@ -1,6 +1,6 @@
 """How many bytes training keeps on a rank, kind by kind: what DeepSpeed 0.19 allocates in each ZeRO stage.
 
-Groups are the two of the optimizer, decayed and not, with the elements of every parameter of this rank's tensor shard
+Groups are the optimizer's (`parallel.optim`), with the elements of every parameter of this rank's tensor shard
 in order. Parameters whose gradients arrive as one tensor, being applied as one, are in one tuple. Dims are resolved.
 """
 

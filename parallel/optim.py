@@ -1,6 +1,9 @@
-"""The optimizer's settings. Light: it imports no engine."""
+"""The optimizer's settings and its groups of parameters. Light: it imports no engine."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from model.mup import rate_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +31,31 @@ class AdamWConfig:
 def is_decayed(name: str, global_shape: tuple[int, ...]) -> bool:
     """Whether weight decay applies: to the matrices of linear layers, not to biases, norm weights or tables."""
     return name.endswith(".weight") and len(global_shape) >= 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters that are updated alike."""
+
+    names: tuple[str, ...]
+    weight_decay: float
+    rate_factor: float
+    """Times the learning rate of the step."""
+
+
+def parameter_groups(config: AdamWConfig, shapes: Mapping[str, tuple[int, ...]], width_factor: float) -> list[Group]:
+    """Groups of named parameters of these (global) shapes; none is empty. Decayed ones first.
+
+    What a step takes away of a weight is rate times decay: where muP lowers the rate, the decay rises with it.
+    """
+    found: dict[tuple[bool, float], list[str]] = {}
+    for name, shape in shapes.items():
+        found.setdefault((is_decayed(name, shape), rate_factor(name, width_factor)), []).append(name)
+    return [
+        Group(
+            names=tuple(names),
+            weight_decay=config.weight_decay / factor if decayed else 0.0,
+            rate_factor=factor,
+        )
+        for (decayed, factor), names in sorted(found.items(), reverse=True)
+    ]

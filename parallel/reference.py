@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.dit import DiTConfig, VideoDiT
-from parallel.optim import AdamWConfig, is_decayed
+from parallel.optim import AdamWConfig, parameter_groups
 from parallel.synthetic import SyntheticPack, lively_value, synthetic_pack
 
 
@@ -90,11 +90,17 @@ def reference_training(
     """A plain AdamW loop with clipping of the global norm; weights after its last step."""
     model, optim = dense_model(trial, dtype, device), trial.optim
     named = dict(model.named_parameters())
-    decayed = [p for name, p in named.items() if is_decayed(name, tuple(p.shape))]
-    kept = [p for name, p in named.items() if not is_decayed(name, tuple(p.shape))]
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    shapes = {name: tuple(p.shape) for name, p in named.items()}
+    groups = [
+        {
+            "params": [named[name] for name in group.names],
+            "weight_decay": group.weight_decay,
+            "lr": trial.lr * group.rate_factor,
+        }
+        for group in parameter_groups(optim, shapes, trial.model.width_factor)
+    ]
     betas = (optim.beta1, optim.beta2)
-    adamw = torch.optim.AdamW(groups, lr=trial.lr, betas=betas, eps=optim.eps, fused=False, foreach=False)
+    adamw = torch.optim.AdamW(groups, betas=betas, eps=optim.eps, fused=False, foreach=False)
     losses, norms = [], []
     for step in range(trial.steps):
         adamw.zero_grad()

@@ -28,7 +28,7 @@ def build_stage(grid: Grid, config: DiTConfig, *, seed: int) -> VideoDiT:
     with torch.no_grad():
         for name, parameter in stage.named_parameters():
             shard = shard_of(parameter, grid)
-            parameter.copy_(shard.of(initial_value(name, shard.global_shape, seed)))
+            parameter.copy_(shard.of(initial_value(name, shard.global_shape, seed, config.mup_base_dim)))
     return stage.to(grid.device)
 
 

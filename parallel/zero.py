@@ -27,11 +27,13 @@ from model.block import Block
 from model.dit import Head, VideoDiT
 from model.packed import PackedInputs
 from parallel.mpu import MpuAdapter
-from parallel.optim import AdamWConfig, is_decayed
+from parallel.optim import AdamWConfig, parameter_groups
 from parallel.runtime import Grid
 from parallel.shard import is_on_every_stage, is_sharded, shard_of
 
 BUCKET_ELEMENTS = 50_000_000
+RATE_FACTOR = "rate_factor"
+"""Of a group, in DeepSpeed's own list of them."""
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
@@ -66,7 +68,11 @@ class ZeroOptimizer:
             # The norm counts these once: on the first stage.
             parameter.ds_pipe_replicated = is_on_every_stage(name) and not grid.is_first_stage  # type: ignore[attr-defined]
         adamw = torch.optim.AdamW(
-            self._parameter_groups(config), lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+            self._parameter_groups(config, stage.config.width_factor),
+            lr=0.0,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
         )
         _skip_compilation(grid.device)
         if self.zero_stage == 3:
@@ -133,7 +139,7 @@ class ZeroOptimizer:
         Where that is not finite nothing is updated, on any rank.
         """
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group[RATE_FACTOR]
         self._engine.step()
         return self._norm_of_whole if self.zero_stage == 0 else float(self._engine.get_global_grad_norm())
 
@@ -299,14 +305,15 @@ class ZeroOptimizer:
             master.grad = None
         self.set_adam_steps(0)
 
-    def _parameter_groups(self, config: AdamWConfig) -> list[dict[str, Any]]:
-        decayed: list[torch.nn.Parameter] = []
-        kept: list[torch.nn.Parameter] = []
-        for name, parameter in self.named.items():
-            (decayed if is_decayed(name, self.shards[name].global_shape) else kept).append(parameter)
+    def _parameter_groups(self, config: AdamWConfig, width_factor: float) -> list[dict[str, Any]]:
+        shapes = {name: shard.global_shape for name, shard in self.shards.items()}
         return [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": kept, "weight_decay": 0.0},
+            {
+                "params": [self.named[name] for name in group.names],
+                "weight_decay": group.weight_decay,
+                RATE_FACTOR: group.rate_factor,
+            }
+            for group in parameter_groups(config, shapes, width_factor)
         ]
 
 

@@ -19,7 +19,7 @@ from parallel.runtime import Grid
 from parallel.stage import build_stage
 from trainer.batch import Microbatch, PackLayout, PackRecipe, build_microbatch
 from trainer.config import TrainConfig
-from trainer.evaluation import EvaluationSet, heldout_set
+from trainer.evaluation import EvaluationSet, heldout_set, trained_set
 from trainer.metrics import Metrics
 from trainer.online import supplied
 from trainer.samples import SampleSet
@@ -44,6 +44,8 @@ class Run:
     samples: SampleSet | None
     metrics: Metrics
     starts: Starts
+    trained: EvaluationSet | None = None
+    """Clips that are trained on, to be evaluated beside the held-out ones."""
 
     def loader(self, start: Position) -> Loader:
         """This data rank's packs from a position on; only the two ends of the pipeline read latents.
@@ -168,3 +170,11 @@ def heldout_of(config: TrainConfig, manifest: Manifest) -> EvaluationSet | None:
     """What the run is evaluated on along the way."""
     wanted = config.evaluation
     return heldout_set(config, manifest, max_samples=wanted.max_samples, levels=wanted.levels)
+
+
+def trained_of(config: TrainConfig, manifest: Manifest) -> EvaluationSet | None:
+    """What of the training clips is evaluated beside them."""
+    wanted = config.evaluation
+    if not (config.run.evaluate_every and wanted.train_samples):
+        return None
+    return trained_set(config, manifest, max_samples=wanted.train_samples, levels=wanted.levels)

@@ -148,6 +148,12 @@ class EvaluationConfig:
     max_samples: int = 64
     levels: int = 8
     caption_kind: str = "descriptive"
+    train_samples: int = 0
+    """Clips that are trained on, evaluated in the same way: the gap to the held-out ones tells of repetition."""
+
+    def __post_init__(self) -> None:
+        if self.train_samples < 0:
+            raise ValueError(f"evaluation.train_samples={self.train_samples} must be a number of clips, or 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 Shapes: S held-out samples, V noise levels.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,13 @@ class EvaluationSet:
         tokens = [item.sample.video_tokens for item in items]
         return [[items[i] for i in pack] for pack in fill_packs(tokens, self.layout.tokens_per_pack)]
 
+    def by_source(self, values_S: np.ndarray) -> dict[str, list[float]]:
+        """A value of each sample, under its source: runs that have the same sources can be paired."""
+        found: dict[str, list[float]] = {}
+        for sample, value in zip(self.samples, values_S.tolist(), strict=True):
+            found.setdefault(sample.source, []).append(value)
+        return found
+
     def microbatch(self, items: list[EvaluationItem]) -> Microbatch:
         """Inputs and targets of one pack."""
         return build_evaluation_microbatch(
@@ -66,8 +74,23 @@ def heldout_set(config: TrainConfig, manifest: Manifest, *, max_samples: int, le
     heldout = manifest.select("heldout")
     if len(heldout) == 0:
         return None
-    reader = SampleReader(heldout)
-    samples = [reader.read(row) for row in heldout_rows(heldout, max_samples)]
+    return _evaluation_set(config, manifest, heldout_rows(heldout, max_samples), levels)
+
+
+def trained_set(config: TrainConfig, manifest: Manifest, *, max_samples: int, levels: int) -> EvaluationSet:
+    """Up to `max_samples` samples that are trained on, evenly from all: how far they lie below the held-out ones."""
+    chunks = manifest.select("train").chunks
+    ends = np.cumsum(chunks.count)
+    assert len(ends) and max_samples > 0, "a run without training samples is refused before"
+    places = np.unique(np.linspace(0, ends[-1] - 1, min(max_samples, ends[-1])).round().astype(np.int64))
+    chunk = np.searchsorted(ends, places, side="right")
+    rows = chunks.first[chunk] + places - ends[chunk] + chunks.count[chunk]
+    return _evaluation_set(config, manifest, rows.tolist(), levels)
+
+
+def _evaluation_set(config: TrainConfig, manifest: Manifest, rows: Sequence[int], levels: int) -> EvaluationSet:
+    reader = SampleReader(manifest)
+    samples = [reader.read(row) for row in rows]
     reader.close()
     return EvaluationSet(
         samples=samples,
@@ -191,6 +214,15 @@ def _mean_over_sources(sums_G: np.ndarray, counts_G: np.ndarray) -> tuple[np.nda
     mean = sums_G.sum(-1) / counts_G.sum(-1)
     residual_G = sums_G - mean[..., None] * counts_G
     return mean, np.sqrt(np.square(residual_G).sum(-1)) / counts_G.sum(-1)
+
+
+def standard_error(values_S: np.ndarray, sources: Sequence[str]) -> float:
+    """Of the mean over samples, clustered by source; NaN where there is only one source."""
+    names, cluster_S = np.unique(np.asarray(sources), return_inverse=True)
+    if len(names) < 2:
+        return math.nan
+    _, error = _mean_over_sources(np.bincount(cluster_S, weights=values_S), np.bincount(cluster_S))
+    return float(error) * math.sqrt(len(names) / (len(names) - 1))
 
 
 def captions_of_others(sources: Sequence[str], *, count: int = 1) -> list[list[int]]:

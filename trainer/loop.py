@@ -8,7 +8,7 @@ from trainer.build import Run
 from trainer.checkpoint import prune_checkpoints, step_folder, write_checkpoint
 from trainer.compose import to_yaml
 from trainer.deadline import Deadline
-from trainer.evaluation import heldout_loss
+from trainer.evaluation import EvaluationSet, HeldOutLoss, heldout_loss, standard_error
 from trainer.goodput import counted
 from trainer.metrics import NotFinite
 from trainer.pace import Pace, Progress, due
@@ -122,31 +122,39 @@ def parts_due(run: Run, step: int) -> list[str]:
 
 @counted("evaluation")
 def evaluate(run: Run, progress: Progress) -> None:
-    """Held-out loss of the averaged weights."""
+    """Held-out loss of the averaged weights, and that of training clips where wanted."""
     if run.heldout is None:
         return
     started = time.perf_counter()
     with run.engine.ema_weights():
-        table = heldout_loss(
-            run.engine.predict,
-            run.heldout,
-            rank=run.grid.data_rank,
-            ranks=run.grid.data_size,
-            total=run.grid.sum_over_data,
-        )
+        table = loss_table(run, run.heldout)
+        trained = loss_table(run, run.trained).loss if run.trained is not None else None
+    sources = [sample.source for sample in run.heldout.samples]
     row: dict[str, Any] = {
         "heldout/loss": table.loss,
+        "heldout/standard_error": standard_error(table.loss_SV.mean(1), sources),
         "heldout/ratio_to_zero": table.ratio_to_zero,
         "heldout/seconds": round(time.perf_counter() - started, 2),
         "tokens": progress.tokens,
         "flops": progress.flops,
     }
+    if trained is not None:
+        row |= {"heldout/trained_loss": trained, "heldout/gap": table.loss - trained}
     for level, loss in zip(run.heldout.levels, table.loss_SV.mean(0), strict=True):
         row[f"heldout/loss_t{level:g}"] = float(loss)
+    if progress.step == run.config.run.steps:
+        run.metrics.write_heldout(run.heldout.by_source(table.loss_SV.mean(1)))
     run.metrics.write(progress.step, row)
     run.metrics.say(
         f"step {progress.step}: held-out loss {table.loss:.4f}, {table.ratio_to_zero:.3f} of the zero predictor's"
+        + (f", {table.loss - trained:+.4f} above that of training clips" if trained is not None else "")
     )
+
+
+def loss_table(run: Run, clips: EvaluationSet) -> HeldOutLoss:
+    """Losses of these clips; collective."""
+    grid = run.grid
+    return heldout_loss(run.engine.predict, clips, rank=grid.data_rank, ranks=grid.data_size, total=grid.sum_over_data)
 
 
 @counted("samples")

@@ -18,6 +18,8 @@ from trainer.mirror import Mirror, WandbConfig, describe_run
 
 log = logging.getLogger(__name__)
 AlertKind = Literal["not finite", "spike", "preemption", "hang", "error"]
+HELDOUT_NAME = "heldout.json"
+"""Losses of held-out clips by source at the end of a run."""
 
 
 class NotFinite(ValueError):
@@ -109,6 +111,13 @@ class Metrics:
     def alert(self, step: int, kind: AlertKind, text: str) -> None:
         """What somebody may want to be woken for; W&B sends it to whoever asked for alerts."""
         self.write(step, {"alert": {"kind": kind, "text": text}})
+
+    def write_heldout(self, losses: dict[str, list[float]]) -> None:
+        """The last held-out loss clip by clip, for intervals paired over runs."""
+        if self._file is not None:
+            path = self._folder / HELDOUT_NAME
+            with self.guarded(path):
+                path.write_text(json.dumps(losses, indent=1), encoding="utf-8")
 
     def say(self, text: str) -> None:
         if self.speaks:

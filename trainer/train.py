@@ -28,7 +28,7 @@ from parallel.hang import hangs_told
 from parallel.launch import Launch, SlurmJob
 from parallel.legality import require_legal
 from parallel.runtime import Grid
-from trainer.build import Run, build_engine, heldout_of, open_shards, plan_config
+from trainer.build import Run, build_engine, heldout_of, open_shards, plan_config, trained_of
 from trainer.checkpoint import CheckpointReader, newest_checkpoint
 from trainer.code_version import code_version
 from trainer.compose import to_dataclass, to_yaml, user_errors
@@ -111,6 +111,7 @@ def run(config: TrainConfig) -> int:
             engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
             log.info("resumed from %s", reader.folder)
         begin(config, manifest, grid)
+        heldout, trained = heldout_of(config, manifest), trained_of(config, manifest)
         samples = sample_set(config, manifest, multiple=grid.dims.stream_shards)
         with (
             Metrics(config.path, speaks=speaks, resume_step=progress.step, config_yaml=to_yaml(config)) as metrics,
@@ -127,7 +128,8 @@ def run(config: TrainConfig) -> int:
                 shards=shards,
                 plan=plan,
                 null_text=manifest.null_text(),
-                heldout=heldout_of(config, manifest),
+                heldout=heldout,
+                trained=trained,
                 samples=samples,
                 metrics=metrics,
                 starts=starts,

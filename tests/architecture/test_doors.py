@@ -9,7 +9,9 @@ DOORS = {
     "av": ("data/",),
     "pyarrow": ("data/",),
     "transformers": ("model/text.py",),
-    "wandb": ("trainer/wandb_sync.py", "scaling/collect.py"),
+    "wandb": ("trainer/wandb_sync.py", "scaling/wandb_runs.py"),
+    "matplotlib": ("scaling/law_plot.py",),
+    "plotly": ("scaling/law_plot.py",),
     "diffusers": (),
 }
 ENVIRONMENT_READERS = {

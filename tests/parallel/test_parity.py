@@ -87,6 +87,13 @@ def test_a_layout_that_recomputes_gives_the_same_run(recomputing, layout):
     check(recomputing[layout], has_bf16=False)
 
 
+def test_mup_s_groups_give_the_same_run_in_every_engine(tmp_path):
+    layouts = ("", "data=2 zero_stage=0", "data=2", "data=2 zero_stage=2", "data=2 zero_stage=3", "tensor=2 pipeline=2")
+    rows = table(tmp_path, layouts, "+model.mup_base_dim=8", "microbatches=[1]", "bf16_seeds=2", "steps=5")
+    for layout in layouts:
+        check(rows[layout], has_bf16="zero_stage=0" not in layout)
+
+
 def test_no_threads_or_files_are_left_behind(plain, recomputing):
     """Rank 0 takes part in every layout, several groups and engines each."""
     assert len(plain) + len(recomputing) >= 25

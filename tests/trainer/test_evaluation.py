@@ -29,6 +29,7 @@ from trainer.evaluation import (
     heldout_set,
     paired_interval,
     spread_over_sources,
+    trained_set,
 )
 from trainer.inference import Predictor
 
@@ -335,3 +336,26 @@ def test_heldout_set_is_of_heldout_clips_of_all_sources(tmp_path: Path) -> None:
         heldout_set(config, manifest, max_samples=0, levels=8)
     with pytest.raises(ValueError, match="levels=0 must be at least 1"):
         heldout_set(config, manifest, max_samples=4, levels=0)
+
+
+def test_trained_clips_are_taken_evenly_from_all(tmp_path: Path) -> None:
+    case = write_case(tmp_path, heldout=[0, 1], training=20)
+    manifest, config = Manifest.read(case.shards), case.config()
+    training = manifest.select("train").keys()
+    every = trained_set(config, manifest, max_samples=50, levels=2)
+    assert [one.key for one in every.samples] == training
+    some = trained_set(config, manifest, max_samples=5, levels=2)
+    places = [training.index(one.key) for one in some.samples]
+    assert places == [round(place) for place in np.linspace(0, 19, 5)]
+    assert {len(one.text) for one in some.samples} == {2}
+
+
+def test_losses_are_told_by_source(tmp_path: Path) -> None:
+    case = write_case(tmp_path, heldout=[0, 0, 1, 2], training=2)
+    clips = heldout_set(case.config(), Manifest.read(case.shards), max_samples=9, levels=2)
+    assert clips is not None
+    told = clips.by_source(np.arange(4.0))
+    expected: dict[str, list[float]] = {}
+    for number, one in enumerate(clips.samples):
+        expected.setdefault(one.source, []).append(float(number))
+    assert told == expected and sorted(map(len, told.values())) == [1, 1, 2]

@@ -1,0 +1,128 @@
+"""One finished run as a scaling law sees it, and lists of them: JSONL, CSV.
+
+A cell that is broken (diverged, killed, half written, a number that is none) keeps its name and gets a reason.
+It is shown, and never fitted.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A run that finished its own schedule, or the reason why it is none.
+
+    `curve` holds further points (tokens, FLOPs, loss) of the run that finished a schedule of their own, as cooldown
+    branches do; points from the middle of a schedule do not belong here.
+    """
+
+    name: str
+    parameters: float = math.nan
+    """N: those of the blocks."""
+    tokens: float = math.nan
+    """D: video tokens processed."""
+    flops: float = math.nan
+    """C: of training, exact."""
+    loss: float = math.nan
+    """Held-out."""
+    standard_error: float | None = None
+    curve: tuple[tuple[float, float, float], ...] = ()
+    broken: str = ""
+    """Why the cell is left out; empty where it is sound."""
+
+
+def checked(cell: Cell) -> Cell:
+    """The cell, marked broken where one of its numbers cannot be fitted."""
+    if cell.broken:
+        return cell
+    for name in ("parameters", "tokens", "flops", "loss"):
+        value = getattr(cell, name)
+        if not (math.isfinite(value) and value > 0):
+            return replace(cell, broken=f"{name} is {value:g}, not a positive number")
+    return cell
+
+
+def sound_and_broken(cells: Iterable[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """Cells to fit, and cells to report; a name given twice is a mistake of the user's (ValueError)."""
+    seen: set[str] = set()
+    sound, broken = [], []
+    for cell in map(checked, cells):
+        if cell.name in seen:
+            raise ValueError(f"cell {cell.name} is given twice: name each run once")
+        seen.add(cell.name)
+        (broken if cell.broken else sound).append(cell)
+    return sound, broken
+
+
+def write_cells(path: Path, cells: Iterable[Cell]) -> None:
+    """One JSON object a line; what is not a number is null."""
+    lines = []
+    for cell in cells:
+        row = {key: _json_value(value) for key, value in asdict(cell).items() if value not in (None, "", ())}
+        lines.append(json.dumps(row) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _json_value(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """What `write_cells` wrote; a torn or foreign line becomes a broken cell named by its line."""
+    known = {field.name for field in fields(Cell)}
+    cells = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            row = {key: value for key, value in row.items() if value is not None}
+            if unknown := sorted(set(row) - known):
+                raise ValueError(f"unknown keys {unknown}")
+            curve = tuple((float(d), float(c), float(loss)) for d, c, loss in row.pop("curve", ()))
+            cells.append(Cell(**row, curve=curve))
+        except (ValueError, TypeError, AttributeError) as error:
+            cells.append(Cell(name=f"{path.name} line {number}", broken=f"cannot be read ({error})"))
+    return cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of a CSV's columns; of FLOPs and tokens one may be missing, and follows from C = 6 N D."""
+
+    parameters: str
+    loss: str
+    flops: str | None = None
+    tokens: str | None = None
+
+
+def read_csv(path: Path, columns: Columns) -> list[Cell]:
+    """A cell per row, named by its line; a number that is none breaks its cell. ValueError for unknown columns."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        there = reader.fieldnames or []
+        wanted = [columns.parameters, columns.loss, columns.flops, columns.tokens]
+        if missing := [name for name in wanted if name is not None and name not in there]:
+            raise ValueError(
+                f"{path} has no column {missing[0]!r}: it has {', '.join(map(repr, there)) or 'no header'}"
+            )
+        return [_cell_of_row(f"row {number}", row, columns) for number, row in enumerate(reader, 1)]
+
+
+def _cell_of_row(name: str, row: dict[str, str], columns: Columns) -> Cell:
+    values = {}
+    for field, column in asdict(columns).items():
+        if column is None:
+            continue
+        try:
+            values[field] = float(row[column])
+        except (TypeError, ValueError):
+            return Cell(name=name, broken=f"{column} is {row[column]!r}, not a number")
+    if "tokens" not in values:
+        values["tokens"] = values["flops"] / (6 * values["parameters"]) if values["parameters"] else math.nan
+    if "flops" not in values:
+        values["flops"] = 6 * values["parameters"] * values["tokens"]
+    return Cell(name=name, **values)

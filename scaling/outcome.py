@@ -1,0 +1,141 @@
+"""What came of a cell: a point of the law, or the reason why it is left out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from scaling.cell import Cell, write_cells
+from scaling.grid import PlannedCell
+from scaling.run_cell import cell_of_run
+from trainer.compose import to_dataclass
+from trainer.config import TrainConfig, differences
+from trainer.evaluation import standard_error
+from trainer.metrics import HELDOUT_NAME, read_metrics
+
+CELLS_NAME, TABLE_NAME = "cells.jsonl", "table.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A cell's run as it lies in its folder."""
+
+    cell: Cell
+    planned: PlannedCell
+    folder: Path
+    rows: list[dict[str, Any]]
+
+    @property
+    def is_done(self) -> bool:
+        return not self.cell.broken
+
+    @property
+    def is_left_out(self) -> bool:
+        """It came to its end, and is no point of the law all the same."""
+        return bool(self.cell.broken) and self.step == self.planned.steps
+
+    @property
+    def has_started(self) -> bool:
+        return bool(self.rows)
+
+    @property
+    def step(self) -> int:
+        return max((int(row["step"]) for row in self.rows), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """Of training alone."""
+        timed, before, total = [row for row in self.rows if "s_per_step" in row], 0, 0.0
+        for row in timed:
+            total, before = total + row["s_per_step"] * (row["step"] - before), row["step"]
+        return total
+
+    @property
+    def gaps(self) -> list[float]:
+        """Held-out loss above that of training clips, as a share of it, at each evaluation but that of the start."""
+        found = [row for row in self.rows if "heldout/gap" in row and row["step"] > 0 and row["heldout/loss"] > 0]
+        return [row["heldout/gap"] / row["heldout/loss"] for row in found]
+
+    def row(self) -> dict[str, Any]:
+        """For the table of a sweep."""
+        cell, planned, gaps = self.cell, self.planned, self.gaps
+        plain = {key: value for key, value in asdict(cell).items() if key != "curve" and value == value}
+        return plain | {
+            "folder": str(self.folder),
+            "steps": planned.steps,
+            "lr": planned.config.schedule.lr,
+            "seed": planned.config.seed,
+            "layout": planned.dims.describe(),
+            "planned_tokens": round(planned.tokens),
+            "planned_flops": planned.flops,
+            "unique_tokens": planned.unique_tokens,
+            "epochs": round(planned.epochs, 4),
+            "gap": round(gaps[-1], 6) if gaps else None,
+            "gap_before": round(gaps[-2], 6) if len(gaps) > 1 else None,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def outcome_of(planned: PlannedCell, folder: Path, *, most_gap_growth: float) -> Outcome:
+    """What lies in a run folder, held against what was planned."""
+    rows, cell = read_metrics(folder), replace(cell_of_run(folder), name=planned.name)
+    if rows and (changed := _changed(planned, folder)):
+        cell = Cell(name=planned.name, broken=f"its folder holds a run of other settings ({'; '.join(changed)})")
+    elif cell.broken and (error := last_error(folder)):
+        cell = replace(cell, broken=f"{cell.broken}: {error}")
+    found = Outcome(cell=cell, planned=planned, folder=folder, rows=rows)
+    gaps = found.gaps
+    if found.is_done and len(gaps) > 1 and gaps[-1] - gaps[-2] > most_gap_growth:
+        why = f"the gap to training clips grows, from {gaps[-2]:.1%} of its loss to {gaps[-1]:.1%}: data is repeated"
+        return replace(found, cell=replace(cell, broken=f"{why} {planned.epochs:.1f} times"))
+    return found
+
+
+def _changed(planned: PlannedCell, folder: Path) -> list[str]:
+    saved = to_dataclass(TrainConfig, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    return differences(saved.defining(), planned.config.defining())
+
+
+def last_error(folder: Path) -> str:
+    """The last line of a run's log that says why it ended; empty where none does."""
+    path = folder / "log.txt"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return next((line.partition("error: ")[2] for line in reversed(lines) if "error: " in line), "")
+
+
+def paired_errors(outcomes: Sequence[Outcome]) -> Mapping[str, float]:
+    """Standard error of each finished cell's loss against the mean of all, clustered by source.
+
+    That clips differ in difficulty is common to all cells and drops out. Empty where cells have no clips in common.
+    """
+    losses: dict[str, dict[str, list[float]]] = {}
+    for one in outcomes:
+        path = one.folder / HELDOUT_NAME
+        if one.is_done and path.is_file():
+            losses[one.cell.name] = json.loads(path.read_text(encoding="utf-8"))
+    shapes = {tuple((source, len(values)) for source, values in of_cell.items()) for of_cell in losses.values()}
+    if len(losses) < 2 or len(shapes) != 1:
+        return {}
+    (shape,) = shapes
+    sources = [source for source, count in shape for _ in range(count)]
+    table = np.array([np.concatenate([*of_cell.values()]) for of_cell in losses.values()])
+    return dict(zip(losses, (standard_error(row, sources) for row in table - table.mean(0)), strict=True))
+
+
+def record(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write `cells.jsonl`, with broken cells under their reason, and `table.jsonl`, with all that is known."""
+    errors = paired_errors(outcomes)
+    cells = [
+        replace(one.cell, standard_error=errors.get(one.cell.name, one.cell.standard_error))
+        for one in outcomes
+        if one.has_started
+    ]
+    scratch = folder / f"{CELLS_NAME}.tmp"
+    write_cells(scratch, cells)
+    scratch.replace(folder / CELLS_NAME)
+    table = "".join(json.dumps(one.row()) + "\n" for one in outcomes if one.has_started)
+    (folder / TABLE_NAME).write_text(table, encoding="utf-8")
