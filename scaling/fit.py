@@ -62,7 +62,7 @@ def study(cells: Sequence[Cell], *, budgets: Sequence[float] = (), draws: int = 
         parabolas=parabolas,
         left_out=_or_why(lambda: leave_highest_out(sound, draws=min(draws, 500), seed=seed)),
         bias=_or_why(lambda: parabola_bias(law)),
-        predictions=[law.predict(budget, seed=seed) for budget in budgets or [_TRUSTED_FACTOR * law.largest]],
+        predictions=[law.predict(budget) for budget in budgets or [_TRUSTED_FACTOR * law.largest]],
     )
 
 
@@ -105,7 +105,7 @@ def table_rows(found: Study) -> list[tuple[str, str]]:
     rows = [("law", f"{kind}, {len(found.cells)} cells, {len(law.params_SK) - 1} redrawn fits")]
     rows += [(name, f"{value:.4g}") for name, value in law.table().items()]
     rows += [("sum of Huber terms", f"{law.objective:.8f}")] if law.kind == "parametric" else []
-    rows += [("residual of a cell", f"{law.scatter.std():.2%} of the loss")]
+    rows += [("residual of a cell", f"{np.nanstd(law.residual):.2%} of the loss")]
     if isinstance(found.envelope, Envelope):
         rows += [("N exponent, envelope", f"{found.envelope.parameters_exponent:.4g}")]
     else:
