@@ -21,7 +21,8 @@ _LEAST_SPREAD = 0.1
 """Standard deviation of log N at fixed D, and the reverse, below which the two cannot be told apart."""
 _MOST_LOST = 0.1
 """Share of redrawn fits without a minimum above which there is no honest interval."""
-_START_STEPS = 100
+_FIRST_STEPS, _PURSUED = 40, 500
+"""All 4,500 starts descend for so many steps, and so many of the best go on to the end."""
 _NOISES = 16
 
 
@@ -179,15 +180,16 @@ def best_surface(grid: Grid) -> tuple[Array, float]:
     """Parameters (1, 5) of least objective, and that; ValueError where the cells cannot tell size from tokens."""
     _require_spread(grid)
     problem = Problem(x_TM=grid.x_TM, y_SM=grid.log_loss[None])
-    params, value = minimise(standard_starts(2), problem, steps=_START_STEPS)
-    best, least = minimise(params[value.argmin()][None], problem)
+    params, value = minimise(standard_starts(2), problem, steps=_FIRST_STEPS)
+    params, value = minimise(params[value.argsort()[:_PURSUED]], problem)
+    best, least = params[value.argmin()][None], float(value.min())
     alpha, beta = best[0, 3:]
     if min(alpha, beta) <= 0:
         raise ValueError(
             f"loss does not fall with {'size' if alpha <= beta else 'tokens'} in these cells (alpha {alpha:.3g}, beta "
             f"{beta:.3g}): check the columns, or add cells over a wider range"
         )
-    return best, float(least[0])
+    return best, least
 
 
 def _fit_compute(grid: Grid, *, draws: int, seed: int) -> Law:

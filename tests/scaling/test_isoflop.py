@@ -38,7 +38,7 @@ def test_intervals_hold_the_noise_of_few_cells():
     grid, exponents, inside = grid_of(cells), [], 0
     exact = fit_parabolas(grid, draws=1, seed=0).exponent().value
     for seed in range(60):
-        noise = 0.003 * np.random.default_rng(seed).standard_normal(len(cells))
+        noise = 0.001 * np.random.default_rng(seed).standard_normal(len(cells))
         found = fit_parabolas(grid.with_loss(grid.log_loss + noise), draws=300, seed=seed).exponent()
         exponents.append(found.value)
         inside += found.low <= exact <= found.high

@@ -56,7 +56,8 @@ def test_few_cells_carry_a_law_in_compute_only(few):
     told = few.predict(3e20)
     grid = grid_of(noisy_cells(FEW, 4, noise=0))
     best = float(np.exp(surface_best_log_n(PUBLISHED, grid, float(np.log(3e20)))[0]))
-    assert told.parameters.low < best < told.parameters.high
+    assert told.parameters.low < told.parameters.value < told.parameters.high
+    assert told.parameters.value == pytest.approx(best, rel=0.1)
     assert told.loss.high / told.loss.low < 1.05
     with pytest.raises(ValueError, match="budget -1 must be a positive number"):
         few.predict(-1)

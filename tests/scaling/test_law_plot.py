@@ -23,4 +23,5 @@ def test_both_pictures_show_cells_law_and_parabolas(tmp_path):
     write_html(figure, tmp_path / "law.html", words="train <N>")
     page = (tmp_path / "law.html").read_text()
     assert "train &lt;N&gt;" in page
-    assert cells[0].name in page
+    assert "Plotly.newPlot" in page
+    assert cells[0].name in figure.data[0].text[0]

@@ -44,7 +44,7 @@ def test_gradient_is_that_of_finite_differences(grid, terms):
 
 def test_it_reaches_what_scipy_reaches_from_the_same_starts(grid):
     problem = Problem(x_TM=grid.x_TM, y_SM=noisy(grid)[None])
-    starts = standard_starts(2)[::45]
+    starts = standard_starts(2)[::225]
     ours = minimise(starts, problem)[1].min()
     theirs = min(
         minimize(
