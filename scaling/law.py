@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scaling.cell import Cell
 from scaling.interval import Array, Interval, bias_corrected, percentiles
@@ -161,7 +162,7 @@ def redraw(best_SK: Array, x_TM: Array, y_SM: Array, *, draws: int, rng: np.rand
 
 def parametric_law(grid: Grid, params_SK: Array, objective: float, rng: np.random.Generator) -> Law:
     """From the fit and its redrawn fits; ValueError where too many of them have no minimum."""
-    falls = (params_SK[:, 3:] > 0).all(1)
+    falls = np.all(params_SK[:, 3:] > 0, axis=1)
     _require_kept(falls)
     count = len(grid.log_c)
     residual = grid.log_loss - log_loss(params_SK[:1], grid.x_TM)[0]
@@ -195,7 +196,7 @@ def best_surface(grid: Grid) -> tuple[Array, float]:
 def _fit_compute(grid: Grid, *, draws: int, seed: int) -> Law:
     """L(C) through the parabolas' minima, and log N = intercept + slope log C."""
     parabolas = fit_parabolas(grid, draws=draws, seed=seed)
-    kept = np.isfinite(parabolas.log_n_SK).all(1)
+    kept = np.all(np.isfinite(parabolas.log_n_SK), axis=1)
     _require_kept(kept)
     log_n_SK, y_SK = parabolas.log_n_SK[kept], parabolas.log_loss_SK[kept]
     spread = parabolas.spread_B[kept[1:]]
@@ -231,7 +232,7 @@ def _require_spread(grid: Grid) -> None:
             )
 
 
-def _require_kept(kept: Array) -> None:
+def _require_kept(kept: NDArray[np.bool_]) -> None:
     if (lost := 1 - float(np.mean(kept))) > _MOST_LOST:
         raise ValueError(
             f"{lost:.0%} of the redrawn fits have no minimum, so an interval would be made up: add cells (more sizes "
