@@ -50,7 +50,8 @@ def checked(cell: Cell) -> Cell:
 def sound_and_broken(cells: Iterable[Cell]) -> tuple[list[Cell], list[Cell]]:
     """Cells to fit, and cells to report; a name given twice is a mistake of the user's (ValueError)."""
     seen: set[str] = set()
-    sound, broken = [], []
+    sound: list[Cell] = []
+    broken: list[Cell] = []
     for cell in map(checked, cells):
         if cell.name in seen:
             raise ValueError(f"cell {cell.name} is given twice: name each run once")
@@ -113,7 +114,7 @@ def read_csv(path: Path, columns: Columns) -> list[Cell]:
 
 
 def _cell_of_row(name: str, row: dict[str, str], columns: Columns) -> Cell:
-    values = {}
+    values: dict[str, Any] = {}
     for field, column in asdict(columns).items():
         if column is None:
             continue

@@ -45,7 +45,7 @@ def leave_highest_out(cells: Sequence[Cell], *, draws: int, seed: int = 0) -> Le
     # The law of a few cells is one of the best size only.
     asked = held if law.kind == "parametric" else [best]
     told = {
-        cell.name: law.run_loss(*(float(np.log(x)) for x in (cell.parameters, cell.tokens, cell.flops)), seed=seed)
+        cell.name: law.run_loss(*(float(np.log(x)) for x in (cell.parameters, cell.tokens, cell.flops)))
         for cell in asked
     }
     errors = np.log([told[cell.name].value / cell.loss for cell in asked])

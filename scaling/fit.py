@@ -52,7 +52,9 @@ def study(cells: Sequence[Cell], *, budgets: Sequence[float] = (), draws: int = 
     """Fit sound cells by all methods. ValueError, with what to add, where they carry no law."""
     sound, broken = sound_and_broken(cells)
     sound.sort(key=lambda cell: (cell.flops, cell.parameters))
+    _say(f"fitting {len(sound)} cells ({len(broken)} left out), {draws} redrawn fits")
     law = fit_law(sound, draws=draws, seed=seed)
+    _say("fitting without the highest budget, the envelope and the parabolas")
     parabolas = _or_why(lambda: fit_parabolas(law.grid, draws=draws, seed=seed))
     return Study(
         cells=sound,
@@ -62,8 +64,12 @@ def study(cells: Sequence[Cell], *, budgets: Sequence[float] = (), draws: int = 
         parabolas=parabolas,
         left_out=_or_why(lambda: leave_highest_out(sound, draws=min(draws, 500), seed=seed)),
         bias=_or_why(lambda: parabola_bias(law)),
-        predictions=[law.predict(budget, seed=seed) for budget in budgets or [_TRUSTED_FACTOR * law.largest]],
+        predictions=[law.predict(budget) for budget in budgets or [_TRUSTED_FACTOR * law.largest]],
     )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _or_why(part: Callable[[], T]) -> T | str:
@@ -105,7 +111,7 @@ def table_rows(found: Study) -> list[tuple[str, str]]:
     rows = [("law", f"{kind}, {len(found.cells)} cells, {len(law.params_SK) - 1} redrawn fits")]
     rows += [(name, f"{value:.4g}") for name, value in law.table().items()]
     rows += [("sum of Huber terms", f"{law.objective:.8f}")] if law.kind == "parametric" else []
-    rows += [("residual of a cell", f"{law.scatter.std():.2%} of the loss")]
+    rows += [("residual of a cell", f"{np.nanstd(law.residual):.2%} of the loss")]
     if isinstance(found.envelope, Envelope):
         rows += [("N exponent, envelope", f"{found.envelope.parameters_exponent:.4g}")]
     else:
@@ -133,8 +139,8 @@ def _left_out_text(left_out: LeftOut | str) -> str:
         return left_out
     return (
         f"{len(left_out.names)} cells, {left_out.times_largest:.3g}x: best {left_out.predicted:.4g} predicted, "
-        f"{left_out.observed:.4g} seen; error {left_out.relative_error:.2%} (no change: {left_out.no_change_error:.2%}); "
-        f"{left_out.inside:.0%} inside the interval"
+        f"{left_out.observed:.4g} seen; error {left_out.relative_error:.2%} "
+        f"(no change: {left_out.no_change_error:.2%}); {left_out.inside:.0%} inside the interval"
     )
 
 
@@ -257,7 +263,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.bootstraps < 100:
             raise ValueError(f"--bootstraps {given.bootstraps} must be 100 or more for a 95 % interval")
         cells = cells_of(given)
-        print(f"fitting {len(cells)} cells, {given.bootstraps} bootstraps", file=sys.stderr, flush=True)
         found = study(cells, budgets=given.budget or (), draws=given.bootstraps, seed=given.seed)
         print_study(found, Console(width=None if sys.stdout.isatty() else 160))
         paths = write_study(found, given.out)

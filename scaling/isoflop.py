@@ -86,8 +86,8 @@ class Parabolas:
     """Per budget: centre of log N, then constant, slope and curvature of log loss."""
     refused: tuple[str, ...]
     """Budgets that say nothing, and what to add."""
-    scatter: float
-    """Standard deviation of log loss about the parabolas."""
+    spread_B: Array
+    """Standard deviation of log loss about the parabolas, as each redrawn fit had it."""
     residual: Array
     """Of log loss, M; NaN for cells of refused budgets."""
 
@@ -129,8 +129,8 @@ def fit_parabolas(grid: Grid, *, draws: int, seed: int) -> Parabolas:
         ]
         used = [rows for rows, sure in zip(used, certain) if sure]
     rng = np.random.default_rng(seed)
-    spread_S = np.full(draws, scatter) * (np.sqrt(degrees / rng.chisquare(degrees, draws)) if degrees else 1.0)
-    drawn = theta + (spread_S[:, None] * rng.standard_normal((draws, len(cells)))) @ solve.T
+    spread_B = np.full(draws, scatter) * (np.sqrt(degrees / rng.chisquare(degrees, draws)) if degrees else 1.0)
+    drawn = theta + (spread_B[:, None] * rng.standard_normal((draws, len(cells)))) @ solve.T
     all_SK3 = np.concatenate([theta[None], drawn])[:, : 3 * len(used)].reshape(-1, len(used), 3)
     constant, slope, curvature = np.moveaxis(np.where(all_SK3[:, :, 2:] > 0, all_SK3, np.nan), 2, 0)
     residual_M = np.full(len(grid.log_c), np.nan)
@@ -141,7 +141,7 @@ def fit_parabolas(grid: Grid, *, draws: int, seed: int) -> Parabolas:
         log_loss_SK=constant - slope**2 / (4 * curvature),
         curves=tuple(np.array([centres[k], *theta[3 * k : 3 * k + 3]]) for k in range(len(used))),
         refused=tuple(refused),
-        scatter=scatter,
+        spread_B=spread_B,
         residual=residual_M,
     )
 

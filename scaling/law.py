@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scaling.cell import Cell
 from scaling.interval import Array, Interval, bias_corrected, percentiles
@@ -21,7 +22,8 @@ _LEAST_SPREAD = 0.1
 """Standard deviation of log N at fixed D, and the reverse, below which the two cannot be told apart."""
 _MOST_LOST = 0.1
 """Share of redrawn fits without a minimum above which there is no honest interval."""
-_START_STEPS = 100
+_FIRST_STEPS, _PURSUED = 40, 500
+"""All 4,500 starts descend for so many steps, and so many of the best go on to the end."""
 _NOISES = 16
 
 
@@ -53,8 +55,8 @@ class Law:
     params_SK: Array
     residual: Array
     """Of the cells' log loss, in the grid's order; NaN where a cell was of no use."""
-    scatter: Array
-    """Log-loss deviations of single runs, to draw from."""
+    noise_BR: Array
+    """What single runs deviate in log loss, R drawn for each redrawn fit."""
     objective: float
 
     @property
@@ -81,13 +83,12 @@ class Law:
             return log_loss(self.params_SK[:, :3], np.array([[log_c]]))[:, 0]
         return log_loss(self.params_SK, np.array([[log_n], [log_d]]))[:, 0]
 
-    def run_loss(self, log_n: float, log_d: float, log_c: float, *, seed: int = 0) -> Interval:
+    def run_loss(self, log_n: float, log_d: float, log_c: float) -> Interval:
         """Loss of one run of that size, tokens and FLOPs, with its prediction interval."""
         loss_S = self.log_loss_S(log_n, log_d, log_c)
-        noise = np.random.default_rng(seed).choice(self.scatter, size=(_NOISES, len(loss_S) - 1))
-        return percentiles(float(loss_S[0]), (loss_S[1:] + noise).ravel()).exp()
+        return percentiles(float(loss_S[0]), (loss_S[1:, None] + self.noise_BR).ravel()).exp()
 
-    def predict(self, budget: float, *, seed: int = 0) -> Prediction:
+    def predict(self, budget: float) -> Prediction:
         """For `budget` training FLOPs; ValueError where that is no positive number."""
         if not (np.isfinite(budget) and budget > 0):
             raise ValueError(f"budget {budget:g} must be a positive number of FLOPs")
@@ -98,7 +99,7 @@ class Law:
             budget=budget,
             parameters=self.interval(log_n_S).exp(),
             tokens=self.interval(log_d_S).exp(),
-            loss=self.run_loss(log_n_S[0], log_d_S[0], log_c, seed=seed),
+            loss=self.run_loss(log_n_S[0], log_d_S[0], log_c),
             times_largest=budget / self.largest,
         )
 
@@ -145,23 +146,34 @@ def fit_law(cells: Sequence[Cell], *, draws: int = 1000, seed: int = 0) -> Law:
 
 def fit_parametric(grid: Grid, *, draws: int, seed: int = 0) -> Law:
     """Approach 3: the best of 4,500 starts, then cells redrawn with replacement."""
-    count = len(grid.log_c)
-    best, least = best_surface(grid)
-    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws).astype(float)
-    redrawn, _ = minimise(
-        np.repeat(best, draws, 0), Problem(x_TM=grid.x_TM, y_SM=grid.log_loss[None], weights_SM=times)
-    )
-    falls = (redrawn[:, 3:] > 0).all(1)
+    best, objective = best_surface(grid)
+    rng = np.random.default_rng(seed)
+    redrawn = redraw(best, grid.x_TM, grid.log_loss[None], draws=draws, rng=rng)
+    return parametric_law(grid, np.concatenate([best, redrawn]), objective, rng)
+
+
+def redraw(best_SK: Array, x_TM: Array, y_SM: Array, *, draws: int, rng: np.random.Generator) -> Array:
+    """Fits of cells drawn with replacement, `draws` for each of S data sets (S * draws, K)."""
+    count = x_TM.shape[1]
+    times = rng.multinomial(count, np.full(count, 1 / count), len(best_SK) * draws).astype(float)
+    y = y_SM if len(y_SM) == 1 else np.repeat(y_SM, draws, 0)
+    return minimise(np.repeat(best_SK, draws, 0), Problem(x_TM=x_TM, y_SM=y, weights_SM=times))[0]
+
+
+def parametric_law(grid: Grid, params_SK: Array, objective: float, rng: np.random.Generator) -> Law:
+    """From the fit and its redrawn fits; ValueError where too many of them have no minimum."""
+    falls = np.all(params_SK[:, 3:] > 0, axis=1)
     _require_kept(falls)
-    residual = grid.log_loss - log_loss(best, grid.x_TM)[0]
-    scatter = residual * np.sqrt(count / (count - 5))
+    count = len(grid.log_c)
+    residual = grid.log_loss - log_loss(params_SK[:1], grid.x_TM)[0]
+    scatter = residual * np.sqrt(count / (count - params_SK.shape[1]))
     return Law(
         kind="parametric",
         grid=grid,
-        params_SK=np.concatenate([best, redrawn[falls]]),
+        params_SK=params_SK[falls],
         residual=residual,
-        scatter=np.concatenate([scatter, -scatter]),
-        objective=least,
+        noise_BR=rng.choice(np.concatenate([scatter, -scatter]), (int(falls.sum()) - 1, _NOISES)),
+        objective=objective,
     )
 
 
@@ -169,23 +181,25 @@ def best_surface(grid: Grid) -> tuple[Array, float]:
     """Parameters (1, 5) of least objective, and that; ValueError where the cells cannot tell size from tokens."""
     _require_spread(grid)
     problem = Problem(x_TM=grid.x_TM, y_SM=grid.log_loss[None])
-    params, value = minimise(standard_starts(2), problem, steps=_START_STEPS)
-    best, least = minimise(params[value.argmin()][None], problem)
+    params, value = minimise(standard_starts(2), problem, steps=_FIRST_STEPS)
+    params, value = minimise(params[value.argsort()[:_PURSUED]], problem)
+    best, least = params[value.argmin()][None], float(value.min())
     alpha, beta = best[0, 3:]
     if min(alpha, beta) <= 0:
         raise ValueError(
             f"loss does not fall with {'size' if alpha <= beta else 'tokens'} in these cells (alpha {alpha:.3g}, beta "
             f"{beta:.3g}): check the columns, or add cells over a wider range"
         )
-    return best, float(least[0])
+    return best, least
 
 
 def _fit_compute(grid: Grid, *, draws: int, seed: int) -> Law:
     """L(C) through the parabolas' minima, and log N = intercept + slope log C."""
     parabolas = fit_parabolas(grid, draws=draws, seed=seed)
-    kept = np.isfinite(parabolas.log_n_SK).all(1)
+    kept = np.all(np.isfinite(parabolas.log_n_SK), axis=1)
     _require_kept(kept)
     log_n_SK, y_SK = parabolas.log_n_SK[kept], parabolas.log_loss_SK[kept]
+    spread = parabolas.spread_B[kept[1:]]
     centre = parabolas.log_c.mean()
     x = (parabolas.log_c - centre)[None]
     starts = standard_starts(1)
@@ -201,7 +215,7 @@ def _fit_compute(grid: Grid, *, draws: int, seed: int) -> Law:
         grid=grid,
         params_SK=np.concatenate([fits, log_n_SK @ np.linalg.pinv(line).T], 1),
         residual=parabolas.residual,
-        scatter=parabolas.scatter * np.random.default_rng(seed).standard_normal(1000),
+        noise_BR=spread[:, None] * np.random.default_rng(seed).standard_normal((len(spread), _NOISES)),
         objective=float(values[0]),
     )
 
@@ -218,7 +232,7 @@ def _require_spread(grid: Grid) -> None:
             )
 
 
-def _require_kept(kept: Array) -> None:
+def _require_kept(kept: NDArray[np.bool_]) -> None:
     if (lost := 1 - float(np.mean(kept))) > _MOST_LOST:
         raise ValueError(
             f"{lost:.0%} of the redrawn fits have no minimum, so an interval would be made up: add cells (more sizes "

@@ -37,7 +37,7 @@ def curves_of(law: Law, parabolas: Parabolas | None, asked: Sequence[Prediction]
     budgets = np.geomspace(float(np.exp(law.grid.log_c.min())), furthest, _POINTS)
     lines = []
     for (centre, *theta), log_c in zip(parabolas.curves, parabolas.log_c) if parabolas else ():
-        near = law.grid.log_n[np.abs(law.grid.log_c - log_c) < np.log(1.25)]
+        near = law.grid.log_n[np.abs(law.grid.log_c - log_c) < np.log(1.1)]
         log_n = np.linspace(near.min(), near.max(), _POINTS)
         offset = log_n - centre
         loss = np.exp(theta[0] + theta[1] * offset + theta[2] * offset**2)
@@ -118,7 +118,8 @@ def write_html(figure: go.Figure, path: Path, *, words: str) -> None:
     """One file with the library inside, so that it opens offline."""
     drawn = figure.to_html(full_html=False, include_plotlyjs=True)
     path.write_text(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Scaling law</title></head>'
-        f'<body style="font-family:sans-serif;max-width:1200px;margin:auto"><p>{escape(words)}</p>{drawn}</body></html>\n',
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Scaling law</title></head>'
+        '<body style="font-family:sans-serif;max-width:1200px;margin:auto">'
+        f"<p>{escape(words)}</p>{drawn}</body></html>\n",
         encoding="utf-8",
     )

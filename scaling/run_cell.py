@@ -35,7 +35,11 @@ def cell_of_run(folder: Path) -> Cell:
 
 def cell_of_record(name: str, config: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Cell:
     """A cell from a run's settings and its logged rows, wherever they were kept."""
-    steps, last = int(config["run"]["steps"]), max((row["step"] for row in rows), default=0)
+    try:
+        model, steps = to_dataclass(DiTConfig, config["model"]), int(config["run"]["steps"])
+    except (ValueError, KeyError, TypeError) as error:
+        return Cell(name=name, broken=f"its settings are not those of a training run ({error})")
+    last = max((row["step"] for row in rows), default=0)
     ends = [row for row in rows if row["step"] == last and "tokens" in row]
     if last < steps or not ends:
         return Cell(name=name, broken=f"it stopped at step {last} of {steps}")
@@ -46,7 +50,7 @@ def cell_of_record(name: str, config: dict[str, Any], rows: Sequence[dict[str, A
         return Cell(name=name, broken=f"it diverged: held-out loss {heldout['heldout/loss']:.4g} is that of no model")
     return Cell(
         name=name,
-        parameters=float(parameter_count(to_dataclass(DiTConfig, config["model"])).non_embedding),
+        parameters=float(parameter_count(model).non_embedding),
         tokens=float(heldout["tokens"]),
         flops=float(heldout["flops"]),
         loss=float(heldout["heldout/loss"]),

@@ -11,7 +11,7 @@ DOORS = {
     "transformers": ("model/text.py",),
     "wandb": ("trainer/wandb_sync.py", "scaling/wandb_runs.py"),
     "matplotlib": ("scaling/law_plot.py",),
-    "plotly": ("scaling/law_plot.py",),
+    "plotly": ("scaling/law_plot.py", "scaling/report.py"),
     "diffusers": (),
 }
 ENVIRONMENT_READERS = {

@@ -1,0 +1,58 @@
+import math
+
+import pytest
+
+from scaling.cell import Cell, Columns, read_cells, read_csv, sound_and_broken, write_cells
+
+GOOD = Cell(name="a", parameters=1e6, tokens=2e7, flops=1.2e14, loss=0.5, standard_error=0.01, curve=((1.0, 2.0, 3.0),))
+
+
+def test_cells_come_back_as_written(tmp_path):
+    cells = [GOOD, Cell(name="b", broken="killed")]
+    write_cells(tmp_path / "cells.jsonl", cells)
+    back = read_cells(tmp_path / "cells.jsonl")
+    assert back[0] == GOOD
+    assert (back[1].name, back[1].broken) == ("b", "killed")
+    assert math.isnan(back[1].loss)
+
+
+def test_a_torn_line_and_a_foreign_one_are_broken_cells_by_name(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    write_cells(path, [GOOD])
+    path.write_text(path.read_text() + '{"name": "x", "size": 3}\n[1, 2]\n{"name": "b", "los')
+    sound, broken = sound_and_broken(read_cells(path))
+    assert sound == [GOOD]
+    assert [cell.name for cell in broken] == ["cells.jsonl line 2", "cells.jsonl line 3", "cells.jsonl line 4"]
+    assert "unknown keys ['size']" in broken[0].broken
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0])
+def test_numbers_that_cannot_be_fitted_break_their_cell(value):
+    sound, broken = sound_and_broken([GOOD, Cell(**(vars(GOOD) | {"name": "b", "loss": value}))])
+    assert [cell.name for cell in sound] == ["a"]
+    assert broken[0].broken.startswith("loss is ")
+
+
+def test_a_name_given_twice_is_refused():
+    with pytest.raises(ValueError, match="cell a is given twice"):
+        sound_and_broken([GOOD, GOOD])
+
+
+def test_rows_of_a_table_follow_from_two_of_three_columns(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("Model Size,C,D,loss\n1e9,6e19,1e10,2.5\nlarge,6e19,1e10,2.5\n1e9,nan,,2.5\n0,6e19,1e10,2.5\n")
+    by_flops = read_csv(path, Columns(parameters="Model Size", flops="C", loss="loss"))
+    by_tokens = read_csv(path, Columns(parameters="Model Size", tokens="D", loss="loss"))
+    assert by_flops[0] == by_tokens[0]
+    assert by_flops[0].tokens == 1e10
+    sound, broken = sound_and_broken(by_flops)
+    assert [cell.name for cell in sound] == ["row 1"]
+    assert [cell.name for cell in broken] == ["row 2", "row 3", "row 4"]
+    assert broken[0].broken == "Model Size is 'large', not a number"
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("n,loss\n1,2\n")
+    with pytest.raises(ValueError, match="no column 'C': it has 'n', 'loss'"):
+        read_csv(path, Columns(parameters="n", flops="C", loss="loss"))

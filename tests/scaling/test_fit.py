@@ -1,0 +1,66 @@
+import json
+
+import numpy as np
+import pytest
+
+from scaling.fit import main
+from tests.scaling.published import noisy_cells
+
+COLUMNS = ["--n", "Model Size", "--c", "Training FLOP", "--loss", "loss"]
+
+
+def write_csv(path, cells, extra=""):
+    rows = "".join(f"{cell.parameters},{cell.flops},{cell.loss}\n" for cell in cells)
+    path.write_text("Model Size,Training FLOP,loss\n" + rows + extra)
+    return path
+
+
+def test_a_table_with_broken_rows_ends_in_a_law(tmp_path, capsys):
+    cells = noisy_cells(np.geomspace(6e18, 3e21, 5), 5, noise=0.002)
+    path = write_csv(tmp_path / "points.csv", cells, extra="1e9,1e20,nan\n1e9,1e20,9.9\n1e9,oops,2\n")
+    arguments = ["--csv", str(path), *COLUMNS, "--drop-highest", "1", "--bootstraps", "100", "--budget", "1e22"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "left out: row 26: loss is nan" in said
+    assert "left out: row 27: loss 9.9 is one of the 1 highest" in said
+    assert "left out: row 28: Training FLOP is 'oops'" in said
+    assert "For a budget of 1e+22 FLOPs, train" in said
+    assert "3.33 times the largest fitted budget" in said.replace("\n", " ")
+    law = json.loads((tmp_path / "out" / "law.json").read_text())
+    assert (law["kind"], law["cells"], len(law["left_out_cells"])) == ("parametric", 25, 3)
+    assert len(law["residuals"]) == 25
+    assert 0 < law["predictions"][0]["loss"]["low"] < law["predictions"][0]["loss"]["high"]
+    assert law["highest_budget_left_out"]["relative_error"] < 0.02
+    assert law["parabola_bias"]["true_exponent"] == pytest.approx(law["constants"]["N exponent"]["value"])
+    assert (tmp_path / "out" / "law.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "out" / "law.html").read_text()
+    assert "Plotly.newPlot" in page
+    assert '<script src="http' not in page
+
+
+def test_few_cells_claim_less(tmp_path, capsys):
+    path = write_csv(tmp_path / "points.csv", noisy_cells([1e19, 3e19, 1e20], 4, noise=0.001))
+    assert main(["--csv", str(path), *COLUMNS, "--bootstraps", "200", "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "12 cells carry a law in compute only" in said
+    assert "alpha" not in json.loads((tmp_path / "out" / "law.json").read_text())["constants"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give one source of cells"),
+        (["--csv", "points.csv", "--n", "n"], "--csv needs --n COLUMN, --loss COLUMN, and --c COLUMN or --d COLUMN"),
+        (["--csv", "points.csv", *COLUMNS], "4 sound cells"),
+        (["--csv", "points.csv", *COLUMNS, "--drop-highest", "9"], "--drop-highest 9 must lie between 0 and the 4"),
+        (["--csv", "points.csv", *COLUMNS, "--bootstraps", "5"], "--bootstraps 5 must be 100 or more"),
+        (["--cells", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_mistakes_get_one_sentence(tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "points.csv", noisy_cells([1e19], 4, noise=0))
+    assert main(arguments) == 2
+    assert "error: " in (told := capsys.readouterr().err)
+    assert sentence in told or "1 budgets show a minimum" in told
+    assert "Traceback" not in told

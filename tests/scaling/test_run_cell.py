@@ -1,0 +1,56 @@
+import json
+
+import pytest
+import yaml
+
+from model.dit import DiTConfig
+from model.flops import parameter_count
+from scaling.cell import sound_and_broken
+from scaling.run_cell import cell_of_run, read_runs
+
+MODEL = {"num_heads": 4, "head_dim": 16, "ffn_dim": 128, "num_blocks": 2, "text_dim": 8}
+END = {"step": 10, "tokens": 5000, "flops": 10**9, "heldout/loss": 0.7, "heldout/ratio_to_zero": 0.4}
+
+
+def write_run(folder, rows, torn=""):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": MODEL, "run": {"steps": 10}}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
+
+
+def test_a_finished_run_is_a_cell(tmp_path):
+    write_run(tmp_path / "a", [{"step": 5, "loss": 1.0, "tokens": 2500, "flops": 10**8}, END])
+    cell = cell_of_run(tmp_path / "a")
+    assert (cell.name, cell.tokens, cell.flops, cell.loss) == ("a", 5000, 1e9, 0.7)
+    assert cell.parameters == parameter_count(DiTConfig(**MODEL)).non_embedding
+
+
+@pytest.mark.parametrize(
+    ("rows", "torn", "why"),
+    [
+        ([], "", "stopped at step 0 of 10"),
+        ([END | {"step": 5}], json.dumps(END)[:30], "stopped at step 5 of 10"),
+        ([{key: value for key, value in END.items() if key != "heldout/loss"}], "", "no finite held-out loss"),
+        ([END | {"heldout/ratio_to_zero": 1.3}], "", "diverged"),
+    ],
+)
+def test_a_run_that_broke_says_why(tmp_path, rows, torn, why):
+    write_run(tmp_path / "a", rows, torn)
+    assert why in cell_of_run(tmp_path / "a").broken
+
+
+def test_a_folder_of_runs_is_read_whole(tmp_path):
+    write_run(tmp_path / "sweep" / "a", [END])
+    write_run(tmp_path / "sweep" / "b", [])
+    (tmp_path / "sweep" / "c").mkdir()
+    sound, broken = sound_and_broken(read_runs([tmp_path / "sweep"]))
+    assert [cell.name for cell in sound] == ["a"]
+    assert [cell.name for cell in broken] == ["b", "c"]
+    with pytest.raises(ValueError, match="holds no run"):
+        read_runs([tmp_path / "sweep" / "c"])
+
+
+def test_settings_of_another_program_break_a_cell_by_name(tmp_path):
+    write_run(tmp_path / "a", [END])
+    (tmp_path / "a" / "config.yaml").write_text("model: {codec: wan}\n")
+    assert "settings are not those of a training run" in cell_of_run(tmp_path / "a").broken
