@@ -4,9 +4,9 @@ import errno
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from data.clips import ClipSource
 from data.decode import IMAGE_EXTENSIONS, DecodeError, checked, is_sideways, opened, video_stream
 from data.ingest_plan import IngestConfig, MediaFile, Problem
 from data.listing import Row, is_url
-from data.recode import Piece, RecodeConfig, SmallFrame, Span, cut_pieces, small_frames, source_rate
+from data.recode import RecodeConfig, Recoded, SmallFrame, Span, cut_pieces, small_frames, source_rate
 from data.scenes import SceneConfig, split_shots
 
 SHORT_PIECES = "short pieces"
@@ -39,17 +39,6 @@ _IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
 
 class Unusable(ValueError):
     """Why a file gives no clip; the message is a reason for the report."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """What decoding a whole file says of it."""
-
-    frames: int
-    fps: float
-    seconds: float
-    height: int
-    width: int
 
 
 def clips_of(file: MediaFile, config: IngestConfig, *, problems: list[Problem], scratch: Path) -> Iterator[ClipSource]:
@@ -179,32 +168,18 @@ def _is_too_large(file: MediaFile, path: Path, config: IngestConfig) -> bool:
 def _copied_video(file: MediaFile, path: Path, row: Row, config: IngestConfig) -> ClipSource:
     if path.stat().st_size > _LARGEST_COPY:
         raise Unusable(f"too large: {path.stat().st_size >> 20} MiB in one piece; cut it, or leave out --whole")
-    found = _measure(file, path)
-    if found.seconds < config.min_s:
-        raise Unusable(f"too short: {found.seconds:.3f} s in {found.frames} frames, below --min-s {config.min_s:g}")
-    facts = {"fps": found.fps, "frames": found.frames, "height": found.height, "width": found.width}
-    facts |= {"source_height": found.height, "source_width": found.width}
-    facts |= {"start_s": 0.0, "end_s": round(found.seconds, 4)}
-    key = _key(file, file.rows.index(row))
-    return ClipSource(key=key, media=path.read_bytes(), extension=file.extension, meta=_meta(row) | facts)
-
-
-def _measure(file: MediaFile, path: Path) -> _Measured:
-    """Decode all of a file, one frame at a time."""
     first = last = None
     frames = 0
     for small in _frames(file, path, RecodeConfig(short_side=16)):
         first, last, frames = first or small, small, frames + 1
     if first is None or last is None:
         raise Unusable("zero frames")
+    if last.end_s < config.min_s:
+        raise Unusable(f"too short: {last.end_s:.3f} s in {frames} frames, below --min-s {config.min_s:g}")
     span = last.start_s - first.start_s if frames > 1 else last.end_s
-    return _Measured(
-        frames=frames,
-        fps=round(max(frames - 1, 1) / span, 4),
-        seconds=last.end_s,
-        height=first.source_height,
-        width=first.source_width,
-    )
+    size = {"height": first.source_height, "width": first.source_width}
+    clip = Recoded(media=path.read_bytes(), fps=round(max(frames - 1, 1) / span, 4), frames=frames, **size)
+    return _clip(file, row, clip, source=size, start_s=0.0, end_s=round(last.end_s, 4), extension=file.extension)
 
 
 def _frames(file: MediaFile, path: Path, config: RecodeConfig) -> Iterator[SmallFrame]:
@@ -243,7 +218,9 @@ def _cut_video(
             continue
         kept[piece.span] += 1
         row = rows[piece.span]
-        yield _piece_clip(file, row, piece, numbered=not config.whole)
+        source = {"height": piece.source_height, "width": piece.source_width}
+        clip = _clip(file, row, piece.clip, source=source, extension="mp4", start_s=piece.start_s, end_s=piece.end_s)
+        yield clip if config.whole else replace(clip, key=f"{clip.key}--{piece.number:04d}")
     problems += _lost(file, rows, kept=kept, short=short, short_s=short_s, config=config)
 
 
@@ -273,14 +250,14 @@ def _lost(
     return lost
 
 
-def _piece_clip(file: MediaFile, row: Row, piece: Piece, *, numbered: bool) -> ClipSource:
-    assert piece.clip is not None
-    clip = piece.clip
+def _clip(
+    file: MediaFile, row: Row, clip: Recoded, *, source: Mapping[str, int], extension: str, **times: float
+) -> ClipSource:
     facts = {"fps": clip.fps, "frames": clip.frames, "height": clip.height, "width": clip.width}
-    facts |= {"source_height": piece.source_height, "source_width": piece.source_width}
-    facts |= {"start_s": piece.start_s, "end_s": piece.end_s}
-    key = _key(file, file.rows.index(row)) + (f"--{piece.number:04d}" if numbered else "")
-    return ClipSource(key=key, media=clip.media, extension="mp4", meta=_meta(row) | facts)
+    facts |= {f"source_{side}": pixels for side, pixels in source.items()} | times
+    return ClipSource(
+        key=_key(file, file.rows.index(row)), media=clip.media, extension=extension, meta=_meta(row) | facts
+    )
 
 
 def _key(file: MediaFile, number: int) -> str:
