@@ -134,7 +134,8 @@ def user_errors(main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def guarded(*args: Any, **kwargs: Any) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        if not {"--info", "-i"} & {*sys.argv}:  # then Hydra prints, and would do so twice
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let its errors through, to be said here
         try:
             if not args and takes_config and sys.argv[1:2] == [SAVED_CONFIG]:

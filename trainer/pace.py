@@ -73,7 +73,9 @@ class Pace:
         self._look_for_spike(progress.step, result.loss)
         steps = self.run.config.run.steps
         if not due(self.run.config.run.log_every, progress.step, last=progress.step == steps):
-            self.run.metrics.passing(f"          step {progress.step}/{steps}  loss {result.loss:.4f}")
+            self.run.metrics.passing(
+                f"          step {progress.step:>{len(str(steps))}}/{steps}  loss {result.loss:.4f}"
+            )
             return
         spent_s = self.goodput.seconds["data"] + self.goodput.seconds["step"]
         elapsed = spent_s - self._first_s

@@ -27,6 +27,7 @@ from trainer.signals import EXIT_STOPPED
 
 _POLL_S = 0.5
 _RETRY_S = 30.0
+_GONE = -1
 _TAKEN_OVER = {"by_tokens": "tokens", "by_flops": "flops"}
 """Losses are logged again under these prefixes, drawn against that number and not against the step."""
 _LOSSES = ("loss", "heldout/loss")
@@ -42,7 +43,7 @@ class Page:
         given = described["wandb"]
         self.folder, self.id = folder, (folder / ID_FILE).read_text(encoding="utf-8").strip()
         self.config: WandbConfig = WandbConfig(**{**given, "tags": tuple(given["tags"]), "mode": mode})
-        self._name, self._settings, self._opened = described["name"], described["settings"], time.time()
+        self.name, self._settings, self._opened = described["name"], described["settings"], time.time()
         self._parent = parent
 
     def open(self) -> None:
@@ -57,7 +58,7 @@ class Page:
             job_type=self.config.job_type,
             tags=list(self.config.tags),
             notes=self.config.notes,
-            name=self._name,
+            name=self.name,
             id=self.id,
             resume="allow" if self.config.mode == "online" else None,
             mode=self.config.mode,
@@ -102,7 +103,7 @@ class Page:
         self.run.log({**numbers, **copies, "_timestamp": row["time"]}, step=step)
         if "alert" in row and row["time"] >= self._opened:
             kind, text = row["alert"]["kind"], row["alert"]["text"]
-            self.run.alert(f"{self._name}: {kind}", text, level="INFO" if kind == "preemption" else "ERROR")
+            self.run.alert(f"{self.name}: {kind}", text, level="INFO" if kind == "preemption" else "ERROR")
         if "samples" in row:
             self._show_samples(row)
         if "checkpoint" in row and (self.folder / row["checkpoint"]["path"]).is_dir():
@@ -147,8 +148,8 @@ def rows_of(file: IO[str], torn: list[str]) -> Iterator[dict[str, Any]]:
         torn.clear()
 
 
-def follow(page: Page) -> int:
-    """Show rows as they are written until the run says how it ended, or is gone; returns its exit code."""
+def follow(page: Page) -> None:
+    """Show rows as they are written until the run says how it ended, or is gone: killed, or aborted by NCCL."""
     exit_code = None
     while True:
         try:
@@ -164,16 +165,17 @@ def follow(page: Page) -> int:
             exit_code = _told(_POLL_S)
             for row in rows_of(file, torn):
                 page.show(row)
-    page.close(exit_code)
-    return exit_code
+    if exit_code == _GONE:
+        page.run.alert(f"{page.name}: gone", "the run ended without a word: see the log of its job", level="ERROR")
+    page.close(abs(exit_code))
 
 
 def _told(seconds: float) -> int | None:
-    """How the run ended: its exit code, 1 where it went without a word, None where it goes on."""
+    """How the run ended: its exit code, `_GONE` where it went without a word, None where it goes on."""
     if not select.select([sys.stdin.fileno()], [], [], seconds)[0]:
         return None
     words = os.read(sys.stdin.fileno(), 100).decode().strip()
-    return int(words) if words else 1
+    return int(words) if words else _GONE
 
 
 def rebuild(page: Page) -> tuple[int, str]:

@@ -47,6 +47,7 @@ def test_a_killed_run_is_shown_to_its_last_row(halves):
     told = read_offline(killed)
     assert numbers_of(told.history) == expected_history(rows)
     assert told.exit_code == 1
+    assert [alert.title for alert in told.alerts] == ["small: gone"]
 
 
 def test_a_run_that_went_on_is_one_run_without_gap_or_overlap(halves):
