@@ -53,7 +53,9 @@ def _memory(config: TrainConfig, cluster: ClusterConfig, world: int) -> str:
         packs_per_step=config.data.packs_per_step,
     )
     rank = found.fullest
-    needed = f"ranks {rank.first_rank}-{rank.last_rank} need {size(rank.total)} each"
+    alone = rank.first_rank == rank.last_rank
+    who = f"rank {rank.first_rank} needs" if alone else f"each of ranks {rank.first_rank}-{rank.last_rank} needs"
+    needed = f"{who} {size(rank.total)}"
     if cluster.gpu_memory_gib is not None and rank.total > cluster.gpu_memory_gib * 2**30:
         raise ValueError(
             f"{needed}, but a GPU has cluster.gpu_memory_gib={cluster.gpu_memory_gib:g}: raise parallel.tensor, "
