@@ -74,7 +74,7 @@ def plan(config: SweepConfig) -> list[PlannedCell]:
     cells = []
     for name, point in zip(names(found), found, strict=True):
         tags = [tag for tag in (config.name, point.size) if tag]
-        place = {"name": name, "folder": str(config.path / "runs" / name), "wandb.group": config.name}
+        place: dict[str, Any] = {"name": name, "folder": str(config.path / "runs" / name), "wandb.group": config.name}
         place |= {"wandb.job_type": "sweep", "wandb.tags": tags}
         cells.append(planner.cell(name, point, [word(key, value) for key, value in place.items()]))
     return cells
