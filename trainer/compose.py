@@ -106,6 +106,7 @@ def in_words(kind: Any) -> str:
     if is_dataclass(kind):
         return "a group of settings"
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    plain[Any] = "anything"
     return plain.get(kind, str(kind))
 
 

@@ -147,7 +147,7 @@ def evaluate(run: Run, progress: Progress) -> None:
     run.metrics.write(progress.step, row)
     run.metrics.say(
         f"step {progress.step}: held-out loss {table.loss:.4f}, {table.ratio_to_zero:.3f} of the zero predictor's"
-        + (f", {table.loss - trained:+.4f} above that of training clips" if trained is not None else "")
+        + (f", {table.loss - trained:+.4f} from that of training clips" if trained is not None else "")
     )
 
 
