@@ -1,4 +1,4 @@
-# make demo | test | check | bench | format | clean. Each sets up its virtual environment by itself, once.
+# make demo | test | check | docs | bench | format | clean. Each sets up its virtual environment by itself, once.
 #   make test TESTS=tests/model          a part of the suite
 #   make test PYTHON=python3.12          another Python, in an environment of its own (.venv-python3.12); a path will do
 SHELL := /bin/bash
@@ -14,11 +14,15 @@ export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
 export WANDB_MODE ?= offline
 
-.PHONY: demo test check bench format clean setup
+.PHONY: demo test check docs bench format clean setup
 .DEFAULT_GOAL := demo
 
 demo: $(READY)
 	@python -m trainer.demo
+
+docs: $(READY)
+	@sphinx-build -W -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 test: $(READY)
 	@bash tests/slurm/install.sh

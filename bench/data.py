@@ -5,7 +5,8 @@
 Planning reads nothing: sizes are drawn, FLOPs come from the model's own count, ranks are simulated. Reading takes the
 same latents through our loader, webdataset, mosaicml-streaming, megatron-energon (in the environment that
 bench/peers.sh makes) and plain `read()`, in turns. Each hands out float32 tensors of the latent and the text, sample
-by sample, in shuffled order; that these are the same is checked first.
+by sample, in shuffled order; that these are the same is checked first. The ratio to `read()` is also told without
+that conversion, which is the model's and not the reader's.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Our loader and plain reads of the same bytes, served as the others are; memory over a long run.
 
-python -m bench.reader tessera|read        serve (bench/source.py)
+python -m bench.reader tessera|stored|read  serve (bench/source.py)
 python -m bench.reader memory FOLDER N     print this process's memory over N steps
 """
 
@@ -37,14 +37,15 @@ def open_loader(plan: PackPlan, start: Position | None = None) -> Loader:
 
 
 class Tessera:
-    """Our loader."""
+    """Our loader; `as_stored` leaves values in the type they are stored in, as training takes them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_stored: bool = False) -> None:
+        self._as_stored = as_stored
         self._loader: Loader | None = None
 
     def open(self, folder: str, state: Position | None) -> Iterator[list[Item]]:
         self._loader = open_loader(open_plan(folder), state)
-        return (_items(step.packs[0]) for step in self._loader)
+        return (_items(step.packs[0], as_stored=self._as_stored) for step in self._loader)
 
     def state_at(self, folder: str, steps: int) -> Position:
         plan, position = open_plan(folder), Position()
@@ -58,8 +59,9 @@ class Tessera:
             self._loader = None
 
 
-def _items(pack: Any) -> list[Item]:
-    return [(sample.key, sample.latent_CTHW.float(), next(iter(sample.text.values())).float()) for sample in pack]
+def _items(pack: Any, *, as_stored: bool) -> list[Item]:
+    items = [(sample.key, sample.latent_CTHW, next(iter(sample.text.values()))) for sample in pack]
+    return items if as_stored else [(key, latent.float(), text.float()) for key, latent, text in items]
 
 
 class Read:
@@ -112,14 +114,14 @@ def memory(folder: str, steps: int, lines: int = 5) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Our loader and plain reads, for bench.data.")
-    parser.add_argument("kind", choices=["tessera", "read", "memory"])
+    parser.add_argument("kind", choices=["tessera", "stored", "read", "memory"])
     parser.add_argument("folder", nargs="?")
     parser.add_argument("steps", nargs="?", type=int)
     arguments = parser.parse_args()
     if arguments.kind == "memory":
         memory(arguments.folder, arguments.steps)
     else:
-        serve(Tessera() if arguments.kind == "tessera" else Read())
+        serve(Read() if arguments.kind == "read" else Tessera(as_stored=arguments.kind == "stored"))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from typing import Any
 from bench.shelf import DEMO, WAN, LatentSet, count_values, stored_bytes, write
 
 PEERS = Path(".venv-peers/bin/python")
-OURS, RAW = "Tessera", "read()"
+OURS, STORED, RAW = "Tessera", "Tessera, as stored", "read()"
 CONTENDERS: dict[str, list[str]] = {
     RAW: [sys.executable, "-m", "bench.reader", "read"],
     OURS: [sys.executable, "-m", "bench.reader", "tessera"],
+    STORED: [sys.executable, "-m", "bench.reader", "stored"],
     "webdataset, 0 workers": [str(PEERS), "-m", "bench.peers", "webdataset", "0"],
     "webdataset, 2 workers": [str(PEERS), "-m", "bench.peers", "webdataset", "2"],
     "mosaicml-streaming, 0 workers": [str(PEERS), "-m", "bench.peers", "streaming", "0"],
@@ -103,7 +104,7 @@ def turns(running: list[Contender], folder: Path, effort: Effort) -> dict[str, l
     looks = {}
     for one in running:
         one.ask("open", folder=str(folder))
-        if one.name != RAW:
+        if one.name not in (RAW, STORED):
             looks[one.name] = one.ask("look", samples=LOOKED_AT)
     require_same(looks)
     rates: dict[str, list[float]] = {one.name: [] for one in running}
@@ -132,6 +133,8 @@ def print_rates(rates: dict[str, list[float]], values_a_sample: float, values_a_
         samples = f"{middle / values_a_sample:8.0f} samples/s" if name != RAW else " " * 18
         line = f"    {name:30s} {samples} {middle / values_a_byte / 1e9:7.2f} GB/s of shards"
         print(line + ("" if name == OURS else f"   Tessera / this {ratios(rates[OURS], rate)}"))
+    if RAW in rates and STORED in rates:
+        print(f"    Tessera, as stored / read()             {ratios(rates[STORED], rates[RAW])}")
     for library in LIBRARIES:
         variants = [rate for name, rate in rates.items() if name.startswith(library)]
         if variants:
@@ -143,7 +146,7 @@ def print_starts(running: list[Contender], folder: Path, effort: Effort) -> None
     """Without worker processes, whose own start would hide the rest."""
     print(f"  First batch after a resume at step {effort.steps:,} / after a cold start, median of {effort.starts} each")
     for one in running:
-        if one.name == RAW or one.name.endswith("2 workers"):
+        if one.name in (RAW, STORED) or one.name.endswith("2 workers"):
             continue
         if not one.ask("prepare", folder=str(folder), steps=effort.steps):
             print(f"    {one.name:30s} cannot be resumed")

@@ -177,7 +177,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="folder of latent shards, or a URL that fsspec can read (then give --out)")
     add("--codec", required=True, help="folder of the codec that made the latents, or a name for it")
-    add("--text", required=True, metavar="NAME", help="identity of the text encoder; the trainer asks for the same")
+    add(
+        "--text",
+        required=True,
+        metavar="NAME",
+        help="identity of the text encoder: trainer.encode dry_run=true says it",
+    )
     add("--fps", required=True, type=_fps, help="frames a second of all clips, or `own`: the json of each says it")
     add("--strides", required=True, type=int, nargs=3, metavar="N", help="frames, rows, columns a latent value")
     add("--patch-size", required=True, type=int, nargs=3, metavar="N", help="latent values a token")

@@ -15,6 +15,8 @@ from model.dit import DiTConfig
 from model.packed import PackedInputs, patch_positions
 
 MOST_FRAMES = 4
+FRAME_STEPS = (None, 1.5, 0.8)
+"""By pack: temporal positions count latent frames, or lie between them as those of clips of another rate do."""
 CONDITION_TIME = 0.02
 """Noise level of a condition frame: nearly clean, so that a row that is dropped is missed."""
 
@@ -29,7 +31,8 @@ class SyntheticPack:
 
 
 def synthetic_pack(config: DiTConfig, tokens: int, number: int) -> SyntheticPack:
-    """Pack `number` in float64: images and clips, a row per frame, clean conditions, uneven weights, padding.
+    """Pack `number` in float64: images and clips, a row per frame, clean conditions, uneven weights, padding,
+    whole and fractional positions.
 
     A pure function of its arguments. Every fifth pack is nearly all padding.
     """
@@ -41,13 +44,13 @@ def synthetic_pack(config: DiTConfig, tokens: int, number: int) -> SyntheticPack
     conditions: list[bool] = []
     for t, h, w in grids:
         rows.append(torch.arange(t).repeat_interleave(h * w) + len(times))
-        positions.append(patch_positions((t, h, w)))
+        positions.append(patch_positions((t, h, w), FRAME_STEPS[number % len(FRAME_STEPS)]))
         is_condition = [t > 1 and frame == 0 for frame in range(t)]
         times += [CONDITION_TIME if c else float(torch.rand((), generator=draw)) for c in is_condition]
         conditions += is_condition
     if padding := tokens - sum(lengths):
         rows.append(torch.full((padding,), len(times)))
-        positions.append(torch.zeros(padding, 3, dtype=torch.int64))
+        positions.append(torch.zeros(padding, 3, dtype=positions[0].dtype))
         times.append(0.0)
         conditions.append(False)
         lengths.append(padding)

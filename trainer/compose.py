@@ -39,11 +39,11 @@ def to_dataclass(kind: type[T], config: DictConfig | dict[str, Any]) -> T:
     values = {key: _lists_to_tuples(value) for key, value in plain.items() if key != "hydra"}
     _refuse_unknown(kind, values)
     try:
-        return dacite.from_dict(kind, values, dacite.Config(type_hooks={float: _to_float}))
+        return dacite.from_dict(kind, values, dacite.Config(type_hooks={float: _to_float, dict[str, float]: _to_dict}))
     except dacite.WrongTypeError as error:
         given = functools.reduce(lambda group, key: group[key], str(error.field_path).split("."), values)
         raise ValueError(
-            f"config: {error.field_path}={_in_yaml(given)} must be {_in_words(error.field_type)}"
+            f"config: {error.field_path}={_in_yaml(given)} must be {in_words(error.field_type)}"
         ) from error
     except dacite.DaciteError as error:
         raise ValueError(f"config: {error}") from error
@@ -69,6 +69,11 @@ def _to_float(value: Any) -> Any:
     return float(value) if type(value) is int else value
 
 
+def _to_dict(value: Any) -> Any:
+    """In `conf/` an empty one is null: Hydra lets an override replace that, but add no key to `{}`."""
+    return {} if value is None else value
+
+
 def _lists_to_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lists_to_tuples(item) for key, item in value.items()}
@@ -81,18 +86,20 @@ def _in_yaml(value: Any) -> str:
     return yaml.safe_dump(_tuples_to_lists(value), default_flow_style=True, width=1000).removesuffix("...\n").strip()
 
 
-def _in_words(kind: Any) -> str:
+def in_words(kind: Any) -> str:
     """What a value of this type looks like to a user."""
     parts = get_args(kind)
     match get_origin(kind):
         case origin if origin in (Union, UnionType):
-            return " or ".join(_in_words(part) for part in parts)
+            return " or ".join(in_words(part) for part in parts)
         case origin if origin is Literal:
             return "one of " + ", ".join(map(str, parts))
         case origin if origin is tuple and parts[-1] is Ellipsis:
-            return f"a list in brackets, each item {_in_words(parts[0])}"
+            return f"a list in brackets, each item {in_words(parts[0])}"
+        case origin if origin is dict:
+            return f"a group in braces, each value {in_words(parts[1])}"
         case origin if origin is tuple:
-            return f"a list of {len(parts)} in brackets, each item {_in_words(parts[0])}"
+            return f"a list of {len(parts)} in brackets, each item {in_words(parts[0])}"
     if is_dataclass(kind):
         return "a group of settings"
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -159,7 +166,10 @@ def _refused_by_hydra(error: HydraException) -> str:
         return f"{group}={option} is not there: take one of {', '.join(error.options)}"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
         key, known = str(cause.key), [str(key) for key in cause.parent_node if key != "hydra"]
-        advice = _nearest(key, known, str(cause.full_key).removesuffix(key))
+        group = str(cause.full_key).removesuffix(key)
+        if not known:
+            return f"{cause.full_key} is in no config, as {group[:-1]} is empty: write '{group[:-1]}={{{key}: ...}}'"
+        advice = _nearest(key, known, group)
         return f"{cause.full_key} is in no config: {advice}" + (
             "" if advice.endswith("?") else f", and +{cause.full_key}=... sets one that is only a default in the code"
         )

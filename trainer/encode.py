@@ -113,6 +113,7 @@ def run(config: EncodeConfig) -> Manifest | None:
         return standing
     if config.dry_run:
         log.info("would encode %s (%s) into %s", config.clips, _total(config.clips), config.folder)
+        log.info("codec %s, text encoder %s", encoders.codec_identity, encoders.text_identity)
         return None
     folder, started = Path(config.folder), time.monotonic()
     try:

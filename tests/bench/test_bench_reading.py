@@ -30,13 +30,14 @@ def test_reading_prints_rates_starts_and_memory(monkeypatch, capfd):
     monkeypatch.setattr(reading, "WAN", replace(TINY, title="first"))
     monkeypatch.setattr(reading, "DEMO", replace(TINY, title="second"))
     effort = reading.Effort(rounds=2, seconds=0.05, starts=2, steps=20)
-    reading.print_reading([reading.RAW, reading.OURS], effort)
+    reading.print_reading([reading.RAW, reading.OURS, reading.STORED], effort)
     printed = capfd.readouterr().out
     assert re.findall(r"^  (\w+) latents: 40 samples", printed, flags=re.MULTILINE) == ["first", "second"]
     assert len(re.findall(r"^    Tessera +\d+ samples/s +[\d.]+ GB/s of shards$", printed, flags=re.MULTILINE)) == 2
     assert (
         len(re.findall(r"^    read\(\) .* GB/s of shards +Tessera / this [\d.]+ \(", printed, flags=re.MULTILINE)) == 2
     )
+    assert len(re.findall(r"^    Tessera, as stored / read\(\) +[\d.]+ \(", printed, flags=re.MULTILINE)) == 2
     assert re.search(r"^    Tessera +[\d.]+ ms / +[\d.]+ ms +[\d.]+ \(", printed, flags=re.MULTILINE)
     assert len(re.findall(r"steps +[\d.]+ MiB", printed)) == 10
 

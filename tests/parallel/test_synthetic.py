@@ -29,6 +29,8 @@ def test_packs_hold_images_clips_conditions_and_padding():
         is_padding_L = (inputs.patch_LP == 0).all(-1)
         assert not pack.weight_L[is_padding_L].any()
         assert int(is_padding_L.sum()) == (47 if number % 5 == 4 else int(is_padding_L.sum()))
+    lie_between = [bool((pack.inputs.position_L3 % 1).any()) for pack in packs]
+    assert any(lie_between) and not all(lie_between), "some clips have positions between frames"
     assert any((pack.inputs.patch_LP == 0).all(-1).any() for number, pack in enumerate(packs) if number % 5 != 4)
 
 

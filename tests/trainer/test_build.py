@@ -22,6 +22,15 @@ def config(inputs):
         return to_dataclass(TrainConfig, compose("train", overrides(**places)))
 
 
+def test_groups_of_any_names_are_overridden_as_the_guide_says(inputs):
+    places = {"data__folder": inputs / "latents", "data__codec": inputs / "codec", "folder": inputs / "built"}
+    given = ["data.mix.weights={image: 0.5, video: 2}", "data.others={runs/b/latents: 0.5}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = to_dataclass(TrainConfig, compose("train", [*overrides(**places), *given]))
+    assert config.data.mix.weights == {"image": 0.5, "video": 2.0}
+    assert config.data.others == {"runs/b/latents": 0.5}
+
+
 def with_section(config, section, **changes):
     return replace(config, **{section: replace(getattr(config, section), **changes)})
 

@@ -1,6 +1,6 @@
 """Configs: what YAML says fills a dataclass exactly, or fails in one sentence."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
@@ -75,6 +75,7 @@ class Lists:
     pair: tuple[int, float] | None = None
     either: str | tuple[str, ...] = ""
     mode: Literal["on", "off"] = "on"
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,8 @@ class Lists:
         ({"pair": [1, 2, 3]}, r"pair=\[1, 2, 3\] must be a list of 2"),
         ({"mode": "maybe"}, r"mode=maybe must be one of on, off$"),
         ({"word": ["a"]}, r"word is no setting: did you mean words\?$"),
-        ({"zzz": 1}, r"zzz is no setting: there are words, pair, either, mode$"),
+        ({"zzz": 1}, r"zzz is no setting: there are words, pair, either, mode, shares$"),
+        ({"shares": {"a": "b"}}, r"shares={a: b} must be a group in braces, each value a number$"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_would_be_right(plain: dict[str, object], message: str) -> None:
@@ -98,3 +100,8 @@ def test_a_string_is_a_list_of_its_letters_nowhere() -> None:
     given = {"words": ["a rabbit"], "pair": [1, 2], "either": "a rabbit"}
     assert to_dataclass(Lists, given) == Lists(words=("a rabbit",), pair=(1, 2.0), either="a rabbit")
     assert to_dataclass(Lists, {"either": ["a", "b"]}).either == ("a", "b")
+
+
+def test_nothing_is_an_empty_group_of_numbers() -> None:
+    assert to_dataclass(Lists, {"shares": None}).shares == {}
+    assert to_dataclass(Lists, {"shares": {"a": 1, "b": 0.5}}).shares == {"a": 1.0, "b": 0.5}

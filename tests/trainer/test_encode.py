@@ -271,6 +271,7 @@ def test_a_kept_shard_that_was_cut_is_refused(in_parts, monkeypatch):
 def test_a_dry_run_writes_nothing(config, caplog):
     caplog.set_level("INFO")
     assert run(replace(config, dry_run=True)) is None
+    assert f"codec {ENCODERS.codec_identity}, text encoder {ENCODERS.text_identity}" in caplog.text
     assert "(3 shards, 9 clips)" in caplog.text
     assert not Path(config.folder).exists()
 
