@@ -1,4 +1,5 @@
 import gc
+import hashlib
 import json
 import tarfile
 import weakref
@@ -7,7 +8,15 @@ import pytest
 import torch
 
 import data.decode
-from data.clips import INDEX_NAME, ClipSource, clip_shards, clip_shards_identity, read_clips, write_clip_shards
+from data.clips import (
+    INDEX_NAME,
+    ClipSource,
+    clip_shards,
+    clip_shards_identity,
+    media_places,
+    read_clips,
+    write_clip_shards,
+)
 from data.lattice import ClipConfig
 from data.report import ClipReport
 from data.shards import ShardWriter, check_key
@@ -237,6 +246,19 @@ def test_a_hostile_name_is_reported_and_not_used(tmp_path):
     clips, report = read(tmp_path)
     assert not clips
     assert [item.reason.split(":")[0] for item in report.skipped] == ["bad key"]
+
+
+def test_media_lie_where_they_are_said_to(shards, tmp_path):
+    paths = clip_shards(shards)
+    places = {key: (path, place) for path in paths for key, place in media_places(path).items()}
+    clips = list(read_clips(shards, CONFIG))
+    assert places.keys() == {clip.clip_key for clip in clips}
+    for path, place in places.values():
+        held = path.read_bytes()[place.offset : place.offset + place.size]
+        assert hashlib.sha256(held).hexdigest() == place.sha256
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(paths[0].read_bytes()[:-2000])
+    assert media_places(cut).keys() <= places.keys()
 
 
 def test_missing_clips_are_one_sentence(tmp_path, shards):

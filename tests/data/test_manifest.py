@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,21 @@ def test_the_hash_names_content_not_place(tmp_path):
     changed = [*samples[:9], sample(9)]
     changed[9].latent_CTHW[0, 0, 0, 0] += 1e-3
     assert write_latents(tmp_path / "e", changed).hash != first.hash
+
+
+def test_the_outline_names_what_is_known_before_encoding(tmp_path):
+    """Not the values: the same clips encoded elsewhere have the same order."""
+    samples = [sample(i, heldout_every=4) for i in range(20)]
+    other = [replace(one, latent_CTHW=one.latent_CTHW + 1, meta={"note": "longer"}) for one in samples]
+    first, same = write_latents(tmp_path / "a", samples), write_latents(tmp_path / "b", other, codec="d" * 64)
+    for part in (lambda m: m, lambda m: m.select("train"), lambda m: m.select("train").head(5)):
+        assert part(first).outline == part(same).outline
+        assert part(first).hash != part(same).hash
+    outlines = {first.outline, first.select("train").outline, first.select("train").head(5).outline}
+    for number, changed in enumerate((samples[:-1], [replace(samples[0], key="else"), *samples[1:]], samples[::-1])):
+        outlines.add(write_latents(tmp_path / str(number), changed).outline)
+    outlines.add(write_latents(tmp_path / "cut", samples, samples_per_shard=1).outline)
+    assert len(outlines) == 7
 
 
 def test_shards_of_another_codec_are_refused(manifest):

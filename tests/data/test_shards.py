@@ -2,6 +2,7 @@ import errno
 import gc
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import webdataset
 import xxhash
 
 from data import shards
-from data.shards import ShardWriter, check_key, file_sha256, new_folder, restore_folder
+from data.shards import PlannedShard, ShardWriter, check_key, file_sha256, new_folder, restore_folder
 
 SAMPLES = {f"clip{i}": {"json": b"{}" * (i + 1), "mp4": bytes([i]) * (700 * i)} for i in range(4)}
 
@@ -37,6 +38,19 @@ def test_other_readers_read_the_shard(tmp_path):
     assert {k: (s["json"], s["mp4"]) for k, s in read.items()} == {k: (m["json"], m["mp4"]) for k, m in SAMPLES.items()}
     with tarfile.open(tmp_path / "a.tar") as tar:
         assert len(tar.getnames()) == 8
+
+
+def test_a_planned_shard_says_where_members_would_lie(tmp_path):
+    real, planned = ShardWriter(tmp_path, "shard.tar"), PlannedShard("shard.tar")
+    for number in range(3):
+        members = {"json": bytes(number), "latent.safetensors": bytes(511 + number)}
+        places = real.write(f"key{number}", members)
+        assert planned.write(f"key{number}", members) == {
+            name: replace(place, xxh3=0) for name, place in places.items()
+        }
+    written, said = real.close(), planned.close()
+    assert (said.name, said.count, said.is_planned) == (written.name, written.count, True)
+    assert not written.is_planned
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path):

@@ -103,6 +103,7 @@ def test_long_texts_are_cut_with_a_warning(caplog: pytest.LogCaptureFixture) -> 
         cut, whole = short.encode(["one two three four five six", "one two three"])
     assert (len(cut), len(whole)) == (5, 5)
     assert ["8 tokens cut to text.max_tokens=5" in record.message for record in caplog.records] == [True]
+    assert [short.count(text) for text in ("one two three four", "one two three", "")] == [5, 5, 2]
 
 
 @pytest.mark.parametrize("pad_to", [None, 16])
