@@ -11,6 +11,7 @@ from data.curriculum import Curriculum, StageConfig
 from data.manifest import Manifest
 from data.mixture import DataSet, MixConfig
 from data.pack import PackPlan, PlannedPack, Position
+from data.progress import Progress
 from data.shards import write_whole
 
 FILE_NAME = "data_plan.json"
@@ -119,11 +120,14 @@ def step_of_run(run_folder: Path, step: int) -> tuple[DataSet, PlanConfig, list[
 def _walk(config: PlanConfig, shards: DataSet, position: Position, step: int) -> tuple[list[PlannedPack], Position]:
     """The packs of a step that comes after a position, and where it begins."""
     plan = config.open(shards)
-    while True:
-        packs, after = plan.step(position, config.packs_per_step)
-        if after.step == step:
-            return packs, position
-        position = after
+    # A step far from what the run has logged takes a while.
+    with Progress("planning", step - position.step, "step") as progress:
+        while True:
+            packs, after = plan.step(position, config.packs_per_step)
+            progress.advance()
+            if after.step == step:
+                return packs, position
+            position = after
 
 
 def logged_position(run_folder: Path, *, before: int) -> Position:
