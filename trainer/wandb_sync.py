@@ -42,7 +42,7 @@ class Page:
         described = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         given = described["wandb"]
         self.folder, self.id = folder, (folder / ID_FILE).read_text(encoding="utf-8").strip()
-        self.config = WandbConfig(**{**given, "tags": tuple(given["tags"]), "mode": mode})
+        self.config: WandbConfig = WandbConfig(**{**given, "tags": tuple(given["tags"]), "mode": mode})
         self.name, self._settings, self._opened = described["name"], described["settings"], time.time()
         self._parent = parent
 
