@@ -73,8 +73,7 @@ def run(config: TrainConfig) -> int:
         torch.set_num_threads(config.run.threads_per_rank)
     shards, plan = open_shards(config)
     manifest = shards.manifests[0]
-    for line in plan_lines(config, shards, plan, launch.world_size):
-        log.info(line)
+    log.info("\n".join(plan_lines(config, shards, plan, launch.world_size)))
     if config.dry_run:
         return 0
     reader = newest_checkpoint(config.path / "checkpoints")

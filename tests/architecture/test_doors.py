@@ -10,7 +10,7 @@ DOORS = {
     "pyarrow": ("data/",),
     "transformers": ("model/text.py",),
     "wandb": ("trainer/metrics.py", "scaling/wandb_runs.py"),
-    "matplotlib": ("scaling/law_plot.py",),
+    "matplotlib": ("scaling/law_plot.py", "scaling/coordinate_check.py"),
     "plotly": ("scaling/law_plot.py",),
     "diffusers": (),
 }
