@@ -91,8 +91,7 @@ def run(config: TrainConfig) -> int:
     config = with_plan(config)
     shards, plan = open_shards(config)
     manifest = shards.manifests[0]
-    for line in plan_lines(config, shards, plan, launch.world_size):
-        log.info(line)
+    log.info("\n".join(plan_lines(config, shards, plan, launch.world_size)))
     if config.dry_run:
         return 0
     reader = newest_checkpoint(config.path / "checkpoints")
