@@ -95,7 +95,9 @@ def failures_part(cells: Sequence[Cell]) -> str:
 
 def kinds_part(rows: dict[str, list[dict[str, Any]]]) -> str:
     """The last held-out losses by noise level or bucket."""
-    last = {name: next((row for row in reversed(of_run) if "heldout/loss" in row), {}) for name, of_run in rows.items()}
+    last: dict[str, dict[str, Any]] = {
+        name: next((row for row in reversed(of_run) if "heldout/loss" in row), {}) for name, of_run in rows.items()
+    }
     kinds = sorted({key for row in last.values() for key in row if key.startswith(_PER_KIND)})
     lines = [(name, *(f"{row[key]:.4g}" if key in row else "" for key in kinds)) for name, row in last.items()]
     return _table(("cell", *(key.removeprefix(_PER_KIND) for key in kinds)), lines) if kinds else "<p>None logged.</p>"
