@@ -14,28 +14,21 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from scaling.cell import Cell, read_cells
+from scaling.cell import Cell
 from scaling.fit import Study, paragraph, study, table_rows
 from scaling.isoflop import Parabolas
 from scaling.law_plot import curves_of, law_figure
 from scaling.run_cell import read_runs
 from trainer.metrics import read_metrics
 
-CELLS_NAME = "cells.jsonl"
 _PER_KIND = "heldout/loss_"
 """Begins what is logged of held-out loss by noise level or bucket."""
-
-
-def sweep_cells(folder: Path) -> list[Cell]:
-    """What the sweep collected, else what its run folders say."""
-    path = folder / CELLS_NAME
-    return read_cells(path) if path.is_file() else read_runs([folder])
 
 
 def page(folder: Path, *, draws: int = 1000) -> str:
     """The HTML of a sweep's folder. A sweep that carries no law yet says so in its place."""
     runs = {path.parent.name: path.parent for path in sorted(folder.rglob("metrics.jsonl"))}
-    cells = sweep_cells(folder)
+    cells = read_runs([folder])
     try:
         law = law_part(study(cells, draws=draws))
     except ValueError as error:

@@ -8,15 +8,21 @@ import yaml
 
 from model.dit import DiTConfig
 from model.flops import parameter_count
-from scaling.cell import Cell
+from scaling.cell import Cell, read_cells
 from trainer.compose import to_dataclass
 from trainer.metrics import read_metrics
 
+CELLS_NAME = "cells.jsonl"
+"""What a sweep collected of its cells."""
+
 
 def read_runs(folders: Sequence[Path]) -> list[Cell]:
-    """A cell per run folder; a folder without `config.yaml` is searched for runs one level down."""
+    """A cell per run folder; a sweep's folder gives what it collected, any other its runs one level down."""
     cells = []
     for folder in folders:
+        if (folder / CELLS_NAME).is_file():
+            cells += read_cells(folder / CELLS_NAME)
+            continue
         runs = [folder] if (folder / "config.yaml").is_file() else sorted(p for p in folder.glob("*/") if p.is_dir())
         if not runs:
             raise ValueError(f"{folder} holds no run: give run folders, or a folder of them")

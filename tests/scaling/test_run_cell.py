@@ -5,7 +5,7 @@ import yaml
 
 from model.dit import DiTConfig
 from model.flops import parameter_count
-from scaling.cell import sound_and_broken
+from scaling.cell import Cell, sound_and_broken, write_cells
 from scaling.run_cell import cell_of_run, read_runs
 
 MODEL = {"num_heads": 4, "head_dim": 16, "ffn_dim": 128, "num_blocks": 2, "text_dim": 8}
@@ -54,3 +54,10 @@ def test_settings_of_another_program_break_a_cell_by_name(tmp_path):
     write_run(tmp_path / "a", [END])
     (tmp_path / "a" / "config.yaml").write_text("model: {codec: wan}\n")
     assert "settings are not those of a training run" in cell_of_run(tmp_path / "a").broken
+
+
+def test_a_sweeps_folder_gives_what_it_collected(tmp_path):
+    cell = Cell(name="b", parameters=1.0, tokens=2.0, flops=12.0, loss=0.5)
+    write_cells(tmp_path / "cells.jsonl", [cell])
+    write_run(tmp_path / "a", [END])
+    assert read_runs([tmp_path]) == [cell]
