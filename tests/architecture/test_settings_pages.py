@@ -38,5 +38,6 @@ def test_every_setting_is_told_with_its_meaning_and_default(site):
     assert rows["data.window"].split("|")[3].strip() == "`4096`"
     assert "order and packing never look further" in rows["data.window"]
     assert rows["data.codec"].split("|")[3].strip() == "required"
+    assert "resampled to this rate" in rows["clip.fps"]
     assert rows["data.online.shards.dtype"].split("|")[3].strip() == "`float16`"
     assert rows["model.time_freq_dim"].split("|")[3].strip() == "`256`"
