@@ -194,7 +194,7 @@ class TrainConfig:
     evaluation: EvaluationConfig
     samples: SamplesConfig
     wandb: WandbConfig
-    clip: ClipConfig | None = None
+    clip: ClipConfig = field(default_factory=lambda: ClipConfig(fps=8.0, max_frames=17))
     """How `data.clips` are cut."""
     dry_run: bool = False
     allow_changes: bool = False

@@ -82,8 +82,6 @@ def encode_config(config: TrainConfig, *, folder: str) -> EncodeConfig:
     """What `trainer.encode` would be told to make the shards that a run on clips does without."""
     data = config.data
     assert data.clips is not None
-    if config.clip is None:
-        raise ValueError("clip=null: say how data.clips are cut, as conf/clip/demo.yaml does")
     return EncodeConfig(
         clips=data.clips,
         codec=data.codec,

@@ -33,9 +33,11 @@ def test_every_setting_is_told_with_its_meaning_and_default(site):
     rows = {line.split("|")[1].strip(" `"): line for line in page.split("\n") if line.startswith("| `")}
     keys = [("data.", DataConfig), ("parallel.", ParallelDims), ("", TrainConfig)]
     flat = {prefix + field.name for prefix, kind in keys for field in fields(kind)}
-    nested = {"data.mix"} | {field.name for field in fields(TrainConfig)} - {"name", "folder", "seed"}
+    nested = {"data.mix", "data.online"} | {field.name for field in fields(TrainConfig)} - {"name", "folder", "seed"}
     assert flat - nested - {"dry_run", "allow_changes"} <= set(rows)
     assert rows["data.window"].split("|")[3].strip() == "`4096`"
     assert "order and packing never look further" in rows["data.window"]
-    assert rows["data.folder"].split("|")[3].strip() == "required"
+    assert rows["data.codec"].split("|")[3].strip() == "required"
+    assert "resampled to this rate" in rows["clip.fps"]
+    assert rows["data.online.shards.dtype"].split("|")[3].strip() == "`float16`"
     assert rows["model.time_freq_dim"].split("|")[3].strip() == "`256`"

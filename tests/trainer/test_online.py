@@ -223,5 +223,5 @@ def test_what_a_run_will_need_is_counted_and_held_out_samples_are_made_first(pla
     heldout = manifest.select("heldout")
     assert len(made) == len(heldout) + len(set(heldout.column("source"))) > 2, "windows of a clip share its text"
     for key in made:
-        assert abs(manifest.supply.cache.path(key).stat().st_size - sizes[key]) < 256
+        assert 0 <= sizes[key] - manifest.supply.cache.path(key).stat().st_size < 512
     assert f"{len(made)} of {len(sizes)} latents and texts" in manifest.supply.line(manifest)
