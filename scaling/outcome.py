@@ -11,13 +11,13 @@ import yaml
 
 from scaling.cell import Cell, write_cells
 from scaling.grid import PlannedCell
-from scaling.run_cell import cell_of_run
+from scaling.run_cell import CELLS_NAME, cell_of_run
 from trainer.compose import to_dataclass
 from trainer.config import TrainConfig, differences
 from trainer.evaluation import standard_error
 from trainer.metrics import HELDOUT_NAME, read_metrics
 
-CELLS_NAME, TABLE_NAME = "cells.jsonl", "table.jsonl"
+TABLE_NAME = "table.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)

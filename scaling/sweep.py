@@ -18,7 +18,7 @@ from scaling.array import write_array
 from scaling.grid import GridConfig, PlannedCell, Planner, names, points, word
 from scaling.ladder import LadderConfig
 from scaling.local import LocalRuns, locked
-from scaling.outcome import CELLS_NAME, Outcome, outcome_of, record
+from scaling.outcome import Outcome, outcome_of, record
 from scaling.pace import Pace
 from trainer.compose import to_dataclass, user_errors
 

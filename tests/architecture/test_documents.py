@@ -17,6 +17,7 @@ from parallel.legality import require_legal
 from tests.data.media import video
 from trainer.compose import to_dataclass
 from trainer.config import TrainConfig, workload
+from trainer.train import jobs_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,22 +41,23 @@ def lines(path: Path) -> list[str]:
     return [line.strip() for line in text.split("\n")]
 
 
-def parsed(line: str, place: str) -> Command | None:
-    """The command of a line, or None where it is none of `trainer.train` or only the shape of one (`...`)."""
+def parsed(line: str, place: str) -> list[Command]:
+    """The runs of a line: several of a sweep, none where it is not of `trainer.train` or only a shape (`...`)."""
     if not re.match(r"(\w+=\S+ )*(python|torchrun|sbatch) ", line) or "..." in line:
-        return None
+        return []
     words = shlex.split(line, comments=True)
     if "slurm/train.sbatch" in words and "-m" not in words:
         start = words.index("slurm/train.sbatch")
     elif "trainer.train" in words:
         start = words.index("trainer.train")
     else:
-        return None
+        return []
     sizes = {name: int(words[words.index(name) + 1]) for name in SIZES if name in words[:start]}
     ranks = 1
     for size in sizes.values():
         ranks *= size
-    return Command(place, ranks, tuple(words[start + 1 :]))
+    given = words[start + 1 :]
+    return [Command(place, ranks, tuple(job)) for job in (jobs_of(given) if "-m" in given else [given])]
 
 
 SIZES = ("--nproc-per-node", "--nodes", "--gpus-per-node")
@@ -63,7 +65,7 @@ COMMANDS = [
     command
     for path in (*PAGES, *HEADERS)
     for line in lines(path)
-    if (command := parsed(line, str(path.relative_to(ROOT)))) is not None
+    for command in parsed(line, str(path.relative_to(ROOT)))
 ]
 
 
