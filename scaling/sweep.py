@@ -20,6 +20,7 @@ from scaling.ladder import LadderConfig
 from scaling.local import LocalRuns, locked
 from scaling.outcome import Outcome, outcome_of, record
 from scaling.pace import Pace
+from scaling.run_cell import CELLS_NAME
 from trainer.compose import to_dataclass, user_errors
 
 log = logging.getLogger(__name__)
