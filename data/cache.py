@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 _ALIGNED = 64
 """Members begin at a multiple of this, so that tensors can view them where they were read to."""
 _LENGTH_BYTES = 8
+_ENTRY = re.compile(r"[0-9a-f]{64}")
+_SCRATCH = ".entry-"
 _IN_USE_S = 3600.0
 """An entry used so lately may be about to be read."""
 
@@ -71,7 +74,7 @@ class Cache:
         """Keep members, unless another process did meanwhile; returns what is there. OSError where it cannot be."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".")
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=_SCRATCH)
         try:
             with open(descriptor, "wb") as file:
                 file.write(_packed(key, members))
@@ -106,7 +109,7 @@ class Cache:
                 others.append((stat.st_mtime, stat.st_size, path))
         held = sum(size for _, size, _ in others)
         for used, size, path in sorted(others):
-            is_scratch = path.name.startswith(".")
+            is_scratch = path.name.startswith(_SCRATCH)
             if now - used < _IN_USE_S or (held + needed <= limit and not is_scratch):
                 continue
             path.unlink(missing_ok=True)
@@ -126,9 +129,12 @@ class Cache:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in folder.glob("??/*"):
+    """Entries, and what is left of half-written ones; nothing else that lies there is ours."""
+    for path in folder.glob("[0-9a-f][0-9a-f]/*"):
+        is_entry = _ENTRY.fullmatch(path.name) and path.name[:2] == path.parent.name
         with contextlib.suppress(FileNotFoundError):  # another process removed it just now
-            yield path, path.stat()
+            if is_entry or path.name.startswith(_SCRATCH):
+                yield path, path.stat()
 
 
 def _packed(key: str, members: Mapping[str, bytes]) -> bytes:

@@ -178,6 +178,11 @@ def clip_shards(folder: str | Path) -> list[Path]:
                 f"clips={folder} lacks {missing[0]} ({len(missing)} of {len(index)} shards in {INDEX_NAME}): "
                 "restore it, or make the clips again"
             )
+        if unknown := sorted({path.name for path in folder.glob("*.tar")} - index.keys()):
+            raise ValueError(
+                f"clips={folder}: {unknown[0]} ({len(unknown)} shards) is not in {INDEX_NAME} and would never be read: "
+                "move it to a folder of its own, or make the clips again with it"
+            )
         return [folder / name for name in index]
     shards = sorted(folder.glob("*.tar"))
     if not shards:

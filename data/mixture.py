@@ -159,6 +159,8 @@ def _modality_weights(tokens: np.ndarray, is_image: np.ndarray, fraction: float)
             f"mix.image_fraction={fraction}, but there are {images:.0f} tokens of images and {videos:.0f} of videos: "
             "leave it at null"
         )
+    if not images or not videos:
+        return np.ones(len(tokens))
     # The modality whose share is too large comes less often.
     wanted = fraction * videos, (1 - fraction) * images
     largest = max(wanted)

@@ -12,6 +12,8 @@ from data.epoch import EpochOrder, keyed_permutation
 from data.manifest import Manifest
 from data.mixture import DataSet, MixConfig, mix_hash
 
+ORDER_VERSION = 2
+"""Raise it where the same data and settings come in another order than before: runs of the earlier one are told."""
 _WINDOW_STRIDE = 1 << 20
 """More packs than any window holds, so that one integer says window and pack."""
 _WINDOWS_KEPT = 4

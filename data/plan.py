@@ -10,7 +10,7 @@ from data.balance import PackCost
 from data.curriculum import Curriculum, StageConfig
 from data.manifest import Manifest
 from data.mixture import DataSet, MixConfig
-from data.pack import PackPlan, PlannedPack, Position
+from data.pack import ORDER_VERSION, PackPlan, PlannedPack, Position
 from data.progress import Progress
 from data.shards import write_whole
 
@@ -32,6 +32,8 @@ class PlanConfig:
     mix: MixConfig
     curriculum: tuple[StageConfig, ...]
     cost: PackCost
+    order: int = ORDER_VERSION
+    """Which order they make; 1 where a run did not keep it."""
 
     def open(self, shards: DataSet | None = None) -> Curriculum:
         """The plan of the training split, of these shards where they are open already."""
@@ -87,7 +89,7 @@ def _recorded(run_folder: Path) -> list[tuple[PlanConfig, str, Position]]:
         described = json.loads(path.read_text(encoding="utf-8"))
         # One plan for all steps, as runs used to keep it.
         plans = described if isinstance(described, list) else [described | {"start": {}}]
-        return [(_config(plan), plan["shards"], Position(**plan["start"])) for plan in plans]
+        return [(_config({"order": 1} | plan), plan["shards"], Position(**plan["start"])) for plan in plans]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}): restore it, or delete it and resume the run") from error
 
@@ -106,6 +108,11 @@ def step_of_run(run_folder: Path, step: int) -> tuple[DataSet, PlanConfig, list[
     if step < 1:
         raise ValueError(f"--step {step} must be at least 1, the first step of a run")
     config, shards_hash, start = PlanConfig.read(run_folder, step=step)
+    if config.order != ORDER_VERSION:
+        raise ValueError(
+            f"step {step} of {run_folder} was planned by order {config.order} of samples, and this version knows order "
+            f"{ORDER_VERSION} only: look with the version that trained it"
+        )
     shards = config.open_shards()
     if shards.hash != shards_hash:
         raise ValueError(

@@ -13,6 +13,8 @@ LOCAL_GAP = 16 << 10
 REMOTE_GAP = 1 << 20
 """The same for an object store."""
 LONGEST_LOCAL, LONGEST_REMOTE = 4 << 20, 64 << 20
+MOST_MEMBERS = 512
+"""In one read: a worker hears of each."""
 _MOST = 0.5
 _ALIGNED = 64
 """Bytes lie in memory as they do in the file, up to a multiple of this, so that tensors can view them."""
@@ -143,7 +145,9 @@ def _breaks(
     begins = np.flatnonzero(first)
     into = (end - np.repeat(offset[begins], np.diff(np.append(begins, len(first))))) // longest[shard]
     first[1:] |= into[1:] != into[:-1]
-    return first
+    begins = np.flatnonzero(first)
+    held = np.arange(len(first)) - np.repeat(begins, np.diff(np.append(begins, len(first))))
+    return first | (held % MOST_MEMBERS == 0)
 
 
 def _up(size: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from model.flops import TRAINING_FACTOR, PackSums, flops_of
 from trainer.batch import PackLayout, PackRecipe, build_microbatch
 from trainer.build import open_shards
 from trainer.config import TrainConfig
+from trainer.online_plan import with_plan
 
 _CHUNK_STEPS = 128
 _MOST_STEPS = 4096
@@ -41,7 +42,7 @@ class StepLengths:
 
     def __init__(self, config: TrainConfig) -> None:
         """ValueError where the shards are not there or the model does not fit them."""
-        shards, self._plan = open_shards(config)
+        shards, self._plan = open_shards(with_plan(config))
         self._packs_per_step, self._pad_to = config.data.packs_per_step, config.text.pad_to
         self._position = Position()
         self._table = np.empty((0, len(_KINDS)))

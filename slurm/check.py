@@ -12,6 +12,7 @@ from trainer.build import open_shards
 from trainer.checkpoint import CheckpointReader, committed_steps, step_folder
 from trainer.config import TrainConfig, workload
 from trainer.layout import size
+from trainer.online_plan import with_plan
 from trainer.train import plan_lines, resume
 
 _BYTES_PER_PARAMETER = 16
@@ -36,6 +37,7 @@ def check_training(config: TrainConfig, cluster: ClusterConfig, *, nodes: int, r
     lines = [f"nodes: {nodes} x {ranks_per_node} ranks"]
     if ranks_per_node % dims.tensor and dims.tensor > 1:
         lines.append(f"note: parallel.tensor={dims.tensor} reaches over nodes, where messages are slow")
+    config = with_plan(config)
     shards, plan = open_shards(config)
     lines += plan_lines(config, shards, plan, world)
     if steps := committed_steps(config.path / "checkpoints"):

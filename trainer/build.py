@@ -112,7 +112,24 @@ def open_shards(config: TrainConfig) -> tuple[DataSet, Curriculum]:
             patch_size=config.model.patch_size,
         )
         _require_shapes(config, manifest)
+    _require_held_out(shards)
     return shards, wanted.open(shards)
+
+
+def _require_held_out(shards: DataSet) -> None:
+    """ValueError where a further manifest trains on a source that the first one holds out."""
+    if len(shards.manifests) == 1:
+        return
+    first, *others = shards.manifests
+    heldout = {*first.select("heldout").column("source").tolist()}
+    for other in others:
+        trained = heldout.intersection(other.select("train").column("source").tolist())
+        if trained:
+            raise ValueError(
+                f"data.others: {other.folder} trains on {min(trained)}, one of {len(trained)} sources that "
+                f"{first.folder} holds out, so held-out loss would be of what was trained on: encode both with the "
+                "same heldout_fraction, or leave one out"
+            )
 
 
 def plan_config(config: TrainConfig) -> PlanConfig:

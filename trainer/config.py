@@ -8,6 +8,7 @@ from data.curriculum import StageConfig
 from data.latents import LatentConfig
 from data.lattice import ClipConfig
 from data.mixture import MixConfig
+from data.pack import ORDER_VERSION
 from data.step import ReadAhead
 from diffusion.timesteps import FlowConfig
 from model.dit import DiTConfig
@@ -84,7 +85,7 @@ class DataConfig:
         for folder, weight in {str(self.folder or self.clips): self.weight, **self.others}.items():
             if not weight > 0:
                 raise ValueError(f"data: the weight {weight} of {folder} must be above 0; leave it out instead")
-        if self.folder in self.others:
+        if self.folder is not None and self.folder.rstrip("/") in {name.rstrip("/") for name in self.others}:
             raise ValueError(f"data.others names {self.folder}, which is data.folder: set data.weight instead")
         if self.position_fps is not None and not self.position_fps > 0:
             raise ValueError(f"data.position_fps={self.position_fps} must be above 0, or null to count frames")
@@ -216,6 +217,7 @@ class TrainConfig:
         movable += ["folder", "clips", "online", "codec", "others", "cost"]  # the shards' hashes are compared
         for name in movable:
             del kept["data"][name]
+        kept["data"]["order"] = ORDER_VERSION
         kept["text"] = {"pad_to": self.text.pad_to}
         kept["run"] = {name: plain["run"][name] for name in ("steps", "ema_half_life_fraction")}
         return _flat(kept)

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import logging
 import time
 from typing import Any
 
@@ -15,6 +16,8 @@ from trainer.pace import Pace, Progress, due
 from trainer.samples import write_samples
 from trainer.schedule import learning_rate
 from trainer.signals import EXIT_STOPPED, StopRequest
+
+log = logging.getLogger(__name__)
 
 _KEYS_NAMED = 8
 """Samples that a sentence names."""
@@ -60,6 +63,9 @@ def fetch(run: Run, loader: Loader) -> StepData:
         loader.wait()
     except ValueError as error:
         failure = str(error)
+    except Exception as error:  # the other ranks must hear of it, or they would wait
+        log.exception("the loader failed")
+        failure = f"{type(error).__name__}: {error}"
     refuse_together(run, failure)
     return next(loader)
 

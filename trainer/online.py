@@ -106,9 +106,11 @@ class OnlineEncoder:
         return found
 
     def _make_text(self, record: Record) -> dict[str, Kept]:
-        text = encode_captions([record.captions], self._encoders)[0]
-        dtype = self.config.shards.dtype
-        return self._store(record, self._text_key(record), lambda: text_members(text, record.captions, dtype=dtype))
+        def members() -> dict[str, bytes]:
+            text = encode_captions([record.captions], self._encoders)[0]
+            return text_members(text, record.captions, dtype=self.config.shards.dtype)
+
+        return self._store(record, self._text_key(record), members)
 
     def _make_latents(self, record: Record) -> dict[str, Kept]:
         """Of the window that is asked for, and of all others of its clip, which has to be decoded for it anyway."""
@@ -218,5 +220,7 @@ def begin(config: TrainConfig, manifest: Manifest, grid: Grid) -> None:
         encoder(keys[grid.rank :: grid.world_size], tuple(MEMBERS))
     except ValueError as error:
         failure = str(error)
+    except OSError as error:
+        failure = f"data.online.cache={encoder.cache.folder} cannot be used ({error}): give another folder"
     if told := [text for text in grid.gather_objects(failure) if text is not None]:
         raise ValueError(told[0])

@@ -63,11 +63,11 @@ def with_plan(config: TrainConfig) -> TrainConfig:
     data = config.data
     if data.clips is None:
         return config
-    if data.folder is not None:
-        raise ValueError(f"data.folder={data.folder} and data.clips={data.clips} are both given: leave out one")
     job = encode_config(config, folder="")
     inputs = inputs_hash(job, codec=codec_identity(job.codec), text=text_identity(job.text))
     folder = Path(data.online.cache) / "plans" / inputs[:16]
+    if data.folder not in (None, str(folder)):  # the config of a run names its plan
+        raise ValueError(f"data.folder={data.folder} and data.clips={data.clips} are both given: leave out one")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not (folder / FILE_NAME).is_file():
         if Launch.named().rank:

@@ -94,15 +94,26 @@ def test_room_is_made_of_what_was_not_used_for_long(tmp_path):
     keys = [f"{number:02d}" + 62 * "0" for number in range(6)]
     for key, hours in zip(keys, (5, 40, 0, 3, 20, 2), strict=True):
         aged(cache, key, hours)
-    (cache.path(keys[0]).parent / ".scratch").write_bytes(bytes(50_000))
-    os.utime(cache.path(keys[0]).parent / ".scratch", (0, 0))
+    (cache.path(keys[0]).parent / ".entry-half").write_bytes(bytes(50_000))
+    os.utime(cache.path(keys[0]).parent / ".entry-half", (0, 0))
     cache.make_room({keys[4]: 101_000, "ff": 100_000}, limit=520_000)
     left = [key for key in keys if cache.path(key).exists()]
     assert left == [keys[2], keys[3], keys[4], keys[5]], "the longest unused went, but none that is needed"
-    assert not (cache.path(keys[0]).parent / ".scratch").exists()
+    assert not (cache.path(keys[0]).parent / ".entry-half").exists()
     with pytest.raises(ValueError, match=r"cache_bytes=300000 .* is too little for these clips.* beside"):
         cache.make_room({"ff": 250_000}, limit=300_000)
     assert cache.path(keys[2]).exists(), "used in the last hour"
+
+
+def test_only_what_is_of_the_cache_is_removed(tmp_path):
+    """A user may name a folder that holds other things."""
+    others = [tmp_path / "db/.env", tmp_path / "db/notes.txt", tmp_path / "ab/cd/file", tmp_path / f"cd/{64 * 'e'}"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(1000))
+        os.utime(path, (0, 0))
+    Cache(tmp_path).make_room({64 * "a": 100}, limit=200)
+    assert all(path.exists() for path in others)
 
 
 def test_what_neither_the_limit_nor_the_disk_has_room_for_is_refused(tmp_path):

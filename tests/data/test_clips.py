@@ -272,6 +272,12 @@ def test_missing_clips_are_one_sentence(tmp_path, shards):
         read(shards)
 
 
+def test_a_shard_that_the_index_does_not_name_is_refused(shards):
+    (shards / "more.tar").write_bytes((shards / "clips-000000.tar").read_bytes())
+    with pytest.raises(ValueError, match=r"more\.tar \(1 shards\) is not in clips\.json and would never be read"):
+        clip_shards(shards)
+
+
 def test_a_shard_shorter_than_its_index_is_reported(shards):
     writer = ShardWriter(shards, "new.tar")
     clip = source("film/shot1", video())

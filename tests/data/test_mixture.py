@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.mixture import DataSet, MixConfig
+from data.mixture import DataSet, MixConfig, _modality_weights
 from data.pack import PackPlan, Position
 from tests.data.latent_set import sample, write_latents
 
@@ -91,3 +91,9 @@ def test_large_samples_are_left_out(manifests):
 def test_a_mixture_that_cannot_be_is_refused(manifests, mix, message):
     with pytest.raises(ValueError, match=message):
         PackPlan(DataSet.of(manifests[0]).head(40), seed=0, tokens_per_pack=100, mix=MixConfig(**mix))
+
+
+@pytest.mark.parametrize(("images", "fraction"), [(True, 1.0), (False, 0.0)])
+def test_a_share_that_is_met_already_changes_nothing(images, fraction):
+    tokens = np.array([10, 20, 30])
+    assert _modality_weights(tokens, np.full(3, images), fraction).tolist() == [1, 1, 1]

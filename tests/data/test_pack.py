@@ -1,8 +1,11 @@
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
 from data.mixture import DataSet
-from data.pack import PackPlan, Position, best_fit
+from data.pack import ORDER_VERSION, PackPlan, Position, best_fit
 from tests.data.latent_set import sample, write_latents
 
 
@@ -116,3 +119,10 @@ def test_best_fit_equals_the_plain_loop():
         found = best_fit(sizes, budget)
         assert sorted(i for pack in found for i in pack) == list(range(200))
         assert sorted(sizes[p].sum() for p in found) == sorted(sizes[p].sum() for p in packs)
+
+
+def test_the_order_is_written_down(manifest):
+    """Where this changes, ORDER_VERSION must too: a run saved before would go on in another order."""
+    named = [manifest.keys(list(pack.rows)) for pack in stream(plan(manifest), 12, per_step=4)]
+    digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
+    assert (ORDER_VERSION, digest) == (2, "3bb51790e8324cd4")

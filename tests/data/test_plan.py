@@ -112,6 +112,21 @@ def test_a_plan_of_an_older_run_is_that_of_all_steps(config, run):
     assert step_of_run(folder, 2)[2:] == steps[2]
 
 
+def test_steps_of_another_order_are_not_told_as_if_they_were_of_this_one(config, run):
+    folder, steps = run
+    [plan] = json.loads((folder / "data_plan.json").read_text())
+    del plan["order"]  # as it was before orders had a number
+    (folder / "data_plan.json").write_text(json.dumps([plan]))
+    with pytest.raises(
+        ValueError, match="step 2 of .* was planned by order 1 of samples, and this version knows order"
+    ):
+        step_of_run(folder, 2)
+    config.write(folder, shards=config.open_shards().hash, start=steps[5][1])
+    assert step_of_run(folder, 7)[2:] == steps[7], "resumed under this order"
+    with pytest.raises(ValueError, match="order 1"):
+        step_of_run(folder, 2)
+
+
 def test_what_cannot_be_looked_up_is_told(config, run, tmp_path):
     folder, _ = run
     with pytest.raises(ValueError, match="--step 0 must be at least 1"):

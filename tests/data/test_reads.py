@@ -89,3 +89,11 @@ def test_places_in_a_packed_copy_lie_apart(manifest):
     )
     assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
     assert spans[-1][1] <= size
+
+
+def test_no_read_holds_more_members_than_a_message_tells_of(manifest, monkeypatch):
+    monkeypatch.setattr(reading, "MOST_MEMBERS", 4)
+    places = Places.of(DataSet.of(manifest), range(60))
+    planned = plan_reads(places, ALL)
+    assert planned.count.max() == 4
+    assert members_read(places, planned) == members_stored(places, ALL)

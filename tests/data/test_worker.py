@@ -57,6 +57,17 @@ def test_damaged_members_are_named(shard):
     assert do_work(given, memoryview(bytearray(8192)), Files(), lambda read: None) == [1]
 
 
+def test_a_file_that_was_made_again_under_its_name_is_read_anew(shard):
+    files, given, data = Files(), work(shard, [(0, 100), (600, 7)]), shard.read_bytes()
+    shard.write_bytes(bytes(4096))
+    assert do_work(given, memoryview(bytearray(8192)), files, lambda read: None) == [0, 1]
+    shard.unlink()
+    shard.write_bytes(data)
+    memory = bytearray(8192)
+    assert do_work(given, memoryview(memory), files, lambda read: None) == []
+    assert memory[64 : 64 + 100] == data[:100]
+
+
 def test_what_is_not_there_is_damaged_though_the_right_bytes_lie_in_memory(shard):
     given, memory = work(shard, [(0, 100), (4000, 96)]), bytearray(8192)
     memory[64 : 64 + 4096] = shard.read_bytes()[:4096]

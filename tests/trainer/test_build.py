@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from data.pack import Position
-from tests.trainer.run_case import ROOT, overrides
+from tests.trainer.run_case import ROOT, overrides, write_inputs
 from trainer.build import Run, heldout_of, open_shards
 from trainer.compose import to_dataclass
 from trainer.config import TrainConfig
@@ -42,6 +42,13 @@ def test_only_the_training_split_is_trained_on(config):
     heldout = heldout_of(config, shards.manifests[0])
     assert sorted(trained) == [f"clip{number}" for number in range(8)]
     assert [sample.key for sample in heldout.samples] == ["clip8", "clip9"]
+
+
+def test_what_one_set_holds_out_no_other_trains_on(config, tmp_path):
+    write_inputs(tmp_path, samples=12)  # the last two are held out: not those of the other set
+    mixed = with_section(config, "data", others={str(tmp_path / "latents"): 1.0})
+    with pytest.raises(ValueError, match=r"data\.others: .* trains on shot8, one of 2 sources that .* holds out"):
+        open_shards(mixed)
 
 
 def test_the_first_samples_alone_when_asked(config):
