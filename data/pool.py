@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -146,7 +147,7 @@ class ReaderPool:
                 if not self._queue:
                     return
                 if len(worker.jobs) <= depth and not worker.take(self._queue.popleft()):
-                    self._replace(worker, worker.fate())
+                    self._listen(worker)  # it may have said why before it ended
 
     def _listen(self, worker: "_Worker") -> None:
         answer = worker.hear()
@@ -229,10 +230,12 @@ class _Worker:
 
     def hear(self) -> dict[str, Any] | None:
         """Its next message; None where it is no more."""
-        try:
-            message = self.channel.recv(1 << 16)
-        except ConnectionResetError:
-            return None
+        message = b""
+        for _ in range(2):
+            # One that ends with work unread resets the line: that is told once, then what it had sent before.
+            with suppress(ConnectionResetError):
+                message = self.channel.recv(1 << 16)
+                break
         return json.loads(message) if message else None
 
     def fate(self) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
+_STOP_NOTE = "TESSERA_STOP_NOTE"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -54,6 +56,11 @@ class Launch:
         return Launch(rank=0, world_size=1, local_rank=0)
 
 
+def child_environment() -> dict[str, str]:
+    """For a run that is a part of this process's work: it tells this process, not the job's script, that it stopped."""
+    return {name: value for name, value in os.environ.items() if name != _STOP_NOTE}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlurmJob:
     """The SLURM job this process belongs to."""
@@ -69,7 +76,7 @@ class SlurmJob:
         """As SLURM and slurm/train.sbatch set it; None outside of a job."""
         if "SLURM_JOB_ID" not in os.environ:
             return None
-        end_time, note = os.environ.get("SLURM_JOB_END_TIME"), os.environ.get("TESSERA_STOP_NOTE")
+        end_time, note = os.environ.get("SLURM_JOB_END_TIME"), os.environ.get(_STOP_NOTE)
         return SlurmJob(
             id=os.environ["SLURM_JOB_ID"],
             end_time=float(end_time) if end_time else None,

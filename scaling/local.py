@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from parallel.launch import child_environment
 from scaling.outcome import Outcome
 from trainer.compose import EXIT_USER_ERROR
 
@@ -117,7 +118,12 @@ class LocalRuns:
         with (cell.folder / CONSOLE_NAME).open("ab") as console:
             # A session of its own: Ctrl-C reaches it through us, once.
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
+                env=child_environment(),
             )
         return _Running(planned.name, process, time.monotonic())
 

@@ -83,7 +83,10 @@ def _drivers() -> dict[str, str]:
     if shutil.which("nvidia-smi") is None:
         return {}
     query = ("nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader")
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return {"driver": "nvidia-smi does not answer"}
     lines = Counter(done.stdout.splitlines())
     return {"driver": "; ".join(f"{count} x {line}" for line, count in sorted(lines.items())) or "nvidia-smi failed"}
 
@@ -172,7 +175,7 @@ def run(given: argparse.Namespace) -> int:
         raise ValueError(f"node {given.node} does not reach the first node at {given.meet}") from error
     if absent := meet(store, facts, nodes, timeout):
         bad = {node: [f"did not come to {given.meet} in {given.timeout_s:g} s"] for node in absent}
-        return _verdict(bad, given) if speaks else 1
+        return _verdict(bad, given) if speaks else 0
     if len(nodes) > 1:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=given.rank, world_size=len(nodes), timeout=timeout)
@@ -189,7 +192,8 @@ def run(given: argparse.Namespace) -> int:
         rates = [rate for one in told for rate in one.gb_s]
         slowest = f", {min(rates):.2f} GB/s between the slowest pair" if rates else ""
         logging.info("preflight: %d nodes alike, clocks within %.2f s%s", len(told), spread, slowest)
-    return _verdict(bad, given) if speaks else int(bool(bad))
+    # One that ends badly would have the first one killed before it has written its verdict.
+    return _verdict(bad, given) if speaks else 0
 
 
 def _verdict(bad: dict[str, list[str]], given: argparse.Namespace) -> int:

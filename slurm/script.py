@@ -79,8 +79,8 @@ def _body(job: Job) -> Iterator[str]:
     settings = dict(cluster.environment)
     if cluster.interface is not None:
         settings |= {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
-    if cluster.head_address is not None:
-        settings["HEAD_ADDRESS"] = cluster.head_address
+    if cluster.head_address is not None:  # a prelude may know better
+        yield f"export HEAD_ADDRESS=${{HEAD_ADDRESS:-{shlex.quote(cluster.head_address)}}}"
     settings["RANKS_PER_NODE"] = str(job.ranks_per_node)
     settings["REQUEUE"] = "1" if _requeues(job) else "0"
     if cluster.preflight is not None:

@@ -83,7 +83,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def choices(words: Sequence[str]) -> Iterator[tuple[list[str], str]]:
-    """Every combination of a sweep's overrides, and a name for it: `lr=0.001,seed=1`."""
+    """Every combination of a sweep's overrides, and a name for it: `lr-0.001-seed-1`."""
     options, swept = [], []
     for override in OverridesParser.create().parse_overrides(list(words)):
         if override.is_sweep_override():
@@ -94,8 +94,8 @@ def choices(words: Sequence[str]) -> Iterator[tuple[list[str], str]]:
         swept.append(override.is_sweep_override())
     for chosen in product(*options):
         pairs = [word.split("=", 1) for word, is_swept in zip(chosen, swept, strict=True) if is_swept]
-        name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in pairs)
-        yield list(chosen), "".join(letter if letter.isalnum() or letter in "=,.-_+" else "_" for letter in name)
+        name = "-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in pairs)
+        yield list(chosen), "".join(letter if letter.isalnum() or letter in ".-_+" else "_" for letter in name)
 
 
 def prepare(config: DictConfig, submit: SubmitConfig, suffix: str) -> Prepared:

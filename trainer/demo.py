@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
+from parallel.launch import child_environment
 from trainer.compose import user_errors
 from trainer.demo_page import ATTRIBUTION, write_page
 from trainer.signals import EXIT_STOPPED
@@ -202,7 +203,7 @@ def run_command(command: tuple[str, ...]) -> int:
     Raises:
         Stopped: after the command has ended, where a stop was asked for.
     """
-    with subprocess.Popen(command) as child:
+    with subprocess.Popen(command, env=child_environment()) as child:
         try:
             return child.wait()
         except KeyboardInterrupt:

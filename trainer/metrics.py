@@ -92,8 +92,13 @@ class Metrics:
             return
         with self.guarded(self._folder):
             run_id = describe_run(self._folder, config, name=name, settings=settings)
-            if config.mode != "disabled":
+            if config.mode == "disabled":
+                return
+            try:
                 self._mirror = Mirror(self._folder, finish_s=config.finish_s)
+            except OSError as error:
+                self.warn(f"W&B is off ({error}); metrics.jsonl has everything")
+            else:
                 self.say(f"W&B: {config.mode}, run {run_id} of {config.project}, from {self._folder}/metrics.jsonl")
 
     def write(self, step: int, row: dict[str, Any]) -> None:

@@ -97,7 +97,10 @@ class Mirror:
         self._process.wait()
 
     def _last_words(self) -> str:
-        lines = self._words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        try:
+            lines = self._words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
         return lines[-1].strip() if lines else f"exit code {self._process.returncode}"
 
     def _lost(self, what: str) -> None:

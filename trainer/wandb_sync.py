@@ -199,6 +199,8 @@ def locked(folder: Path, *, waits: bool) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
     except BlockingIOError as error:
         raise ValueError(f"{folder} is being shown in W&B by its run: wait until that has ended") from error
+    except OSError as error:  # a disk without locks: two that write one run are then only unlikely
+        print(f"{folder} cannot be locked ({error.strerror})", file=sys.stderr)
     return file
 
 

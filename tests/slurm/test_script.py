@@ -62,13 +62,16 @@ def test_facts_become_directives_and_what_is_not_given_is_slurms_default():
 def test_settings_reach_the_launcher_whatever_is_in_them(tmp_path):
     note = 'it\'s $HOME; `ls` "quoted"'
     cluster = ClusterConfig(environment={"NOTE": note}, interface="ib0", head_address="10.0.0.1")
-    cluster = replace(cluster, prelude=('export HEAD_ADDRESS="$SITE"',))
     path = Path("runs/a name/submit.yaml")
     folder = tmp_path / "a place"
-    said = run_by_bash(render(job(cluster=cluster, configs=(path,), checkout=folder)), folder, SITE="10.0.0.9")
+    said = run_by_bash(render(job(cluster=cluster, configs=(path,), checkout=folder)), folder)
     assert f"NOTE={note}" in said and "NCCL_SOCKET_IFNAME=ib0" in said and "RANKS_PER_NODE=4" in said
     assert "HEAD_ADDRESS=10.0.0.1" in said and "REQUEUE=1" in said
     assert said[-4:] == ["-m", "trainer.train", "--config", str(path)]
+    knowing = replace(cluster, prelude=('export HEAD_ADDRESS="$SITE"',))
+    folder = tmp_path / "another place"
+    said = run_by_bash(render(job(cluster=knowing, configs=(path,), checkout=folder)), folder, SITE="10.0.0.9")
+    assert "HEAD_ADDRESS=10.0.0.9" in said, "a prelude may know the first node of this allocation"
 
 
 def test_a_task_of_an_array_takes_its_own_config(tmp_path):

@@ -41,7 +41,7 @@ def test_words_of_the_job_and_of_the_run_are_told_apart():
 def test_a_sweep_is_every_combination_each_with_a_name():
     words = ["model=nano", "schedule.lr=1e-3,2e-3", "seed=range(2)", "samples.prompts=['a,b']"]
     found = list(choices(words))
-    assert [name for _, name in found] == ["lr=0.001,seed=0", "lr=0.001,seed=1", "lr=0.002,seed=0", "lr=0.002,seed=1"]
+    assert [name for _, name in found] == ["lr-0.001-seed-0", "lr-0.001-seed-1", "lr-0.002-seed-0", "lr-0.002-seed-1"]
     assert found[2][0] == ["model=nano", "schedule.lr=0.002", "seed=0", "samples.prompts=['a,b']"]
 
 
@@ -129,12 +129,12 @@ def test_a_sweep_is_an_array_and_a_chain_goes_on_where_time_was_up(checkout, mon
     first, second, third = re.findall(r"^job (\d+)", capsys.readouterr().out, re.MULTILINE)
     for seed in (0, 1):
         log = checkout.finish(f"{second}_{seed}")
-        assert f"resumed from runs/sweep-seed={seed}/checkpoints/step_00000001" in log
+        assert f"resumed from runs/sweep-seed-{seed}/checkpoints/step_00000001" in log
         stopped = checkout.log(f"{first}_{seed}")
         assert "stopped by the job's time limit (-" in stopped
         assert "and REQUEUE is off: the next job goes on from here" in stopped
-        assert checkout.steps(f"sweep-seed={seed}") == [1, 2, 3, 4, 5]
-    assert checkout.losses("sweep-seed=0") != checkout.losses("sweep-seed=1")
+        assert checkout.steps(f"sweep-seed-{seed}") == [1, 2, 3, 4, 5]
+    assert checkout.losses("sweep-seed-0") != checkout.losses("sweep-seed-1")
     assert checkout.cluster.wait(third, ENDED, seconds=60) == "CANCELLED", "there is nothing left for it to do"
     assert checkout.log(f"{third}_0") == ""
 

@@ -259,7 +259,7 @@ def test_a_job_that_gets_nowhere_is_ended(train, inputs):
     (inputs / "nowhere").mkdir()
     rows = [{"start": f"{number}", "job": "7", "step": 0, "time": 0.0} for number in range(2)]
     (inputs / "nowhere/starts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    event = {"environ": {"SLURM_JOB_ID": "7"}}
+    event = {"environ": {"SLURM_JOB_ID": "7", "TESSERA_STOP_NOTE": str(inputs / "note")}}
     sentence = train("nowhere", "single", event=event, run__max_restarts=1).refused()
     assert sentence.startswith(
         "job 7 was started 2 times from step 0 and never came to a checkpoint (run.max_restarts=1)"

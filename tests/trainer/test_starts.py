@@ -12,11 +12,13 @@ def job(number, note=None):
 
 
 def test_a_job_may_start_again_from_the_same_step_so_often_and_not_oftener(tmp_path):
-    told = [Starts(tmp_path, job(7)).begin(40, max_restarts=2) for _ in range(4)]
+    note = tmp_path / "note"
+    told = [Starts(tmp_path, job(7, note)).begin(40, max_restarts=2) for _ in range(4)]
     assert told[:3] == [None] * 3
     assert told[3].startswith("job 7 was started 3 times from step 40 and never came to a checkpoint")
-    assert Starts(tmp_path, job(7)).begin(50, max_restarts=2) is None, "it did get somewhere"
-    assert Starts(tmp_path, job(8)).begin(40, max_restarts=2) is None, "another job was submitted by somebody"
+    assert Starts(tmp_path, job(7, note)).begin(50, max_restarts=2) is None, "it did get somewhere"
+    assert Starts(tmp_path, job(8, note)).begin(40, max_restarts=2) is None, "another job was submitted by somebody"
+    assert Starts(tmp_path, job(7)).begin(40, max_restarts=2) is None, "somebody works in an allocation by hand"
     assert [Starts(tmp_path, None).begin(40, max_restarts=0) for _ in range(3)] == [None] * 3
 
 
