@@ -4,7 +4,7 @@ import time
 from collections import deque
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from data.loader import StepData
@@ -51,6 +51,7 @@ class Pace:
     def __init__(self, run: Run, progress: Progress) -> None:
         self.run, self.goodput = run, run.metrics.goodput
         self.tokens, self.steps, self.waited_s = 0, 0, 0.0
+        self._room, self._imbalances = 0, list[float]()
         self.total_s, self.total_steps = 0.0, 0
         self._first_s, self._first_flops = 0.0, progress.flops
         self._nodes_told_s = -_NODES_EVERY_S
@@ -70,6 +71,8 @@ class Pace:
         self.tokens += batch.video_tokens
         self.steps += 1
         self.waited_s += batch.waited_s
+        self._room += batch.token_budget
+        self._imbalances.append(batch.imbalance)
         self._look_for_spike(progress.step, result.loss)
         steps = self.run.config.run.steps
         if not due(self.run.config.run.log_every, progress.step, last=progress.step == steps):
@@ -94,8 +97,9 @@ class Pace:
             "s_per_step": round(elapsed / self.steps, 4),
             **self._arithmetic(progress.flops - self._first_flops, elapsed),
             **self._waits(told, progress.step, elapsed),
-            "fill": round(batch.video_tokens / batch.token_budget, 4),
-            "imbalance": round(batch.imbalance, 4),
+            "fill": round(self.tokens / self._room, 4),
+            "imbalance": round(mean(self._imbalances), 4),
+            "imbalance_max": round(max(self._imbalances), 4),
             **self.tally.row(),
             **memory_row(told),
             **self._nodes(told),
@@ -106,6 +110,7 @@ class Pace:
         self.run.metrics.say(status_line(row, progress.step, steps, self.total_s / self.total_steps))
         self._first_s, self._first_flops = spent_s, progress.flops
         self.tokens, self.steps, self.waited_s = 0, 0, 0.0
+        self._room, self._imbalances = 0, []
 
     def end(self, progress: Progress) -> None:
         """Where time went, up to the end."""

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from itertools import pairwise
+from statistics import mean
 
 import pytest
 import torch
@@ -211,6 +212,18 @@ def test_losses_by_level_and_by_bucket_are_those_of_the_whole_step_in_every_layo
             parts = {name: value for name, value in row.items() if name.startswith(begins)}
             assert len(parts) >= 1 and min(parts.values()) * 0.9999 <= row["loss"] <= max(parts.values()) * 1.0001
             assert parts == pytest.approx({name: other[name] for name in parts}, rel=PARITY)
+
+
+def test_a_row_tells_how_full_and_even_all_steps_since_the_last_one_were(train, inputs, straight):
+    train("seldom", "dp2", run__log_every=5, run__steps=10).ok()
+    each = [row for row in read_metrics(straight["dp2"]) if "fill" in row]
+    rows = [row for row in read_metrics(inputs / "seldom") if "fill" in row]
+    assert [row["step"] for row in rows] == [5, 10]
+    for row in rows:
+        steps = each[row["step"] - 5 : row["step"]]
+        for name in ("fill", "imbalance"):
+            assert row[name] == pytest.approx(mean(one[name] for one in steps), abs=2e-4)
+        assert row["imbalance_max"] == max(one["imbalance"] for one in steps)
 
 
 def test_where_time_went_adds_up(straight):
