@@ -75,7 +75,9 @@ def test_records_that_were_changed_are_refused(planned, tmp_path):
 
 
 def test_shards_and_clips_together_or_neither_are_refused(planned, online_clips):
+    assert with_plan(planned) == planned, "the config of a run names its plan"
+    both = replace(planned, data=replace(planned.data, folder="elsewhere"))
     with pytest.raises(ValueError, match=r"data\.folder=.* and data\.clips=.* are both given: leave out one"):
-        with_plan(planned)
+        with_plan(both)
     shards = replace(planned, data=replace(planned.data, clips=None))
     assert with_plan(shards) == shards

@@ -106,7 +106,8 @@ def test_overfitting_a_few_samples_lowers_the_loss_far(commands, inputs):
     assert len(losses) == 400
     assert sum(losses[-50:]) / 50 < 0.7, "a model that learned no sample by heart stays near 1"
     written = sorted(path.name for path in (inputs / "overfit").iterdir())
-    assert written == ["config.yaml", "data_plan.json", "log.txt", "metrics.jsonl", "run.json", "wandb_id"]
+    record = ["config.yaml", "data_plan.json", "log.txt", "metrics.jsonl", "run.json", "starts.jsonl", "wandb_id"]
+    assert written == record
 
 
 def test_a_sweep_in_one_shell_is_a_run_after_the_other_each_in_a_folder_of_its_own(commands, inputs):
