@@ -30,6 +30,7 @@ from scaling.law import CELLS, Law, Prediction, fit_law
 from scaling.law_plot import curves_of, law_figure, write_html, write_png
 
 T = TypeVar("T")
+_ROUNDING = 1e-9
 _TRUSTED_FACTOR = 10.0
 """Further than this beyond the largest cell nothing here has been tried."""
 
@@ -90,7 +91,12 @@ def _or_why(part: Callable[[], T]) -> T | str:
 def paragraph(law: Law, told: Prediction) -> str:
     """The prediction in words."""
     far = f"{told.times_largest:.3g} times the largest fitted budget"
-    if told.times_largest <= 1:
+    smallest = float(np.exp(law.grid.log_c.min()))
+    if told.budget < smallest * (1 - _ROUNDING):
+        far = f"{told.budget / smallest:.3g} times the smallest fitted budget, below all of them"
+        if told.budget * _TRUSTED_FACTOR < smallest:
+            far += ", and further than such laws are usually trusted"
+    elif told.times_largest <= 1 + _ROUNDING:
         far = "inside the fitted budgets"
     elif told.times_largest > _TRUSTED_FACTOR:
         far += ", further than such laws are usually trusted: train a run in between first"

@@ -160,12 +160,14 @@ def surface_best_log_n(params_SK: Array, grid: Grid, log_c: float) -> Array:
 def fit_law(cells: Sequence[Cell], *, draws: int = 1000, seed: int = 0) -> Law:
     """The law that so many sound cells carry. ValueError says what to add where they carry none."""
     grid = grid_of(cells) if cells else None
-    if grid is None or len(cells) < 4:
+    count = len({(cell.parameters, cell.flops) for cell in cells})
+    if grid is None or count < 4:
         raise ValueError(
-            f"{len(cells)} sound cells carry no law: add cells until at least 3 budgets have 4 sizes each, "
+            f"{count} sound cells carry no law: add cells until at least 3 budgets have 4 sizes each, "
             f"{CELLS} or more for a law in N and D"
         )
-    if len(cells) < CELLS:
+    # A size and a budget that were run several times over say no more of N and D.
+    if count < CELLS:
         return _fit_compute(grid, draws=draws, seed=seed)
     return fit_parametric(grid, draws=draws, seed=seed)
 
@@ -291,6 +293,6 @@ def _require_spread(grid: Grid) -> None:
 def _require_kept(kept: NDArray[np.bool_]) -> None:
     if (lost := 1 - float(np.mean(kept))) > _MOST_LOST:
         raise ValueError(
-            f"{lost:.0%} of the redrawn fits have no minimum or no falling loss, so an interval would be made up: add cells "
-            "(more sizes on each budget, more budgets), or cut the noise of the held-out loss"
+            f"{lost:.0%} of the redrawn fits have no minimum or no falling loss, so an interval would be made up: "
+            "add cells (more sizes on each budget, more budgets), or cut the noise of the held-out loss"
         )

@@ -159,3 +159,9 @@ def test_lost_redrawn_fits_stay_in_the_count():
     params[1:8, 3] = -0.1
     with pytest.raises(ValueError, match="8% of the redrawn fits have no minimum"):
         parametric_law(grid, params, 0.0, np.random.default_rng(0))
+
+
+def test_repeated_cells_do_not_add_up_to_a_law_in_size_and_tokens():
+    cells = noisy_cells(FEW, 4, noise=0.001)
+    again = [replace(cell, name=f"again {cell.name}", loss=cell.loss * 1.001) for cell in cells]
+    assert fit_law(cells + again, draws=100).kind == "compute"
