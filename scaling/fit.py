@@ -108,7 +108,7 @@ def paragraph(law: Law, told: Prediction) -> str:
     if law.kind == "compute":
         text += (
             f" {len(law.grid.log_c)} cells carry a law in compute only: what another size would reach at this budget "
-            f"is not claimed, nor the exponents of N and D apart; {CELLS} cells or more would tell."
+            f"is not claimed, nor alpha and beta; {CELLS} cells or more would tell."
         )
     return text + "".join(f" Note: {note}." for note in law.notes())
 

@@ -85,8 +85,8 @@ def outcome_of(planned: PlannedCell, folder: Path, *, most_gap_growth: float) ->
     try:
         rows = rows_of_run(folder)
         changed = _changed(planned, folder) if rows else ()
-    except ValueError as error:
-        return Outcome(cell=replace(cell, broken=str(error)), planned=planned, folder=folder, rows=[])
+    except ValueError as damage:
+        return Outcome(cell=replace(cell, broken=str(damage)), planned=planned, folder=folder, rows=[])
     if changed:
         cell = Cell(name=planned.name, broken=f"its folder holds a run of other settings ({'; '.join(changed)})")
     elif cell.broken and (error := last_error(folder)):
