@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+_TEXTS = ("name", "broken")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -48,7 +50,10 @@ def checked(cell: Cell) -> Cell:
 
 
 def sound_and_broken(cells: Iterable[Cell]) -> tuple[list[Cell], list[Cell]]:
-    """Cells to fit, and cells to report; a name given twice is a mistake of the user's (ValueError)."""
+    """Cells to fit, and cells to report; a name given twice is a mistake of the user's (ValueError).
+
+    Of runs of one size and one budget that differ in something else, a learning rate say, the best is the cell.
+    """
     seen: set[str] = set()
     sound: list[Cell] = []
     broken: list[Cell] = []
@@ -57,7 +62,16 @@ def sound_and_broken(cells: Iterable[Cell]) -> tuple[list[Cell], list[Cell]]:
             raise ValueError(f"cell {cell.name} is given twice: name each run once")
         seen.add(cell.name)
         (broken if cell.broken else sound).append(cell)
-    return sound, broken
+    best: dict[tuple[float, float], Cell] = {}
+    for cell in sorted(sound, key=lambda cell: cell.loss):
+        best.setdefault((cell.parameters, cell.flops), cell)
+    kept = {cell.name for cell in best.values()}
+    for cell in sound:
+        if cell.name not in kept:
+            first = best[cell.parameters, cell.flops]
+            why = f"{first.name} is of the same size and FLOPs and has the lower loss ({first.loss:.4g})"
+            broken.append(replace(cell, broken=why))
+    return [cell for cell in sound if cell.name in kept], broken
 
 
 def write_cells(path: Path, cells: Iterable[Cell]) -> None:
@@ -77,17 +91,27 @@ def read_cells(path: Path) -> list[Cell]:
     """What `write_cells` wrote; a torn or foreign line becomes a broken cell named by its line."""
     known = {field.name for field in fields(Cell)}
     cells = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        name = f"{path.name} line {number}"
         try:
-            row = json.loads(line)
-            row = {key: value for key, value in row.items() if value is not None}
+            row = {key: value for key, value in json.loads(line).items() if value is not None}
             if unknown := sorted(set(row) - known):
                 raise ValueError(f"unknown keys {unknown}")
+            name = row["name"] if isinstance(row.get("name"), str) else name
+            if wrong := [key for key, value in row.items() if not _is_of_kind(key, value)]:
+                kind = "text" if wrong[0] in _TEXTS else "number"
+                raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}, not a {kind}")
             curve = tuple((float(d), float(c), float(loss)) for d, c, loss in row.pop("curve", ()))
             cells.append(Cell(**row, curve=curve))
         except (ValueError, TypeError, AttributeError) as error:
-            cells.append(Cell(name=f"{path.name} line {number}", broken=f"cannot be read ({error})"))
+            cells.append(Cell(name=name, broken=f"cannot be read ({error})"))
     return cells
+
+
+def _is_of_kind(key: str, value: Any) -> bool:
+    if key in _TEXTS:
+        return isinstance(value, str)
+    return key == "curve" or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 @dataclass(frozen=True, kw_only=True)

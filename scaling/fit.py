@@ -30,6 +30,7 @@ from scaling.law import CELLS, Law, Prediction, fit_law
 from scaling.law_plot import curves_of, law_figure, write_html, write_png
 
 T = TypeVar("T")
+_ROUNDING = 1e-9
 _TRUSTED_FACTOR = 10.0
 """Further than this beyond the largest cell nothing here has been tried."""
 
@@ -55,7 +56,7 @@ def study(cells: Sequence[Cell], *, budgets: Sequence[float] = (), draws: int = 
     _say(f"fitting {len(sound)} cells ({len(broken)} left out), {draws} redrawn fits")
     law = fit_law(sound, draws=draws, seed=seed)
     _say("fitting without the highest budget, the envelope and the parabolas")
-    parabolas = _or_why(lambda: fit_parabolas(law.grid, draws=draws, seed=seed))
+    parabolas = _or_why(lambda: _parabolas(law, draws, seed))
     return Study(
         cells=sound,
         broken=broken,
@@ -66,6 +67,13 @@ def study(cells: Sequence[Cell], *, budgets: Sequence[float] = (), draws: int = 
         bias=_or_why(lambda: parabola_bias(law)),
         predictions=[law.predict(budget) for budget in budgets or [_TRUSTED_FACTOR * law.largest]],
     )
+
+
+def _parabolas(law: Law, draws: int, seed: int) -> Parabolas:
+    """ValueError too where so many redrawn minima are lost that their slope has no interval."""
+    found = fit_parabolas(law.grid, draws=draws, seed=seed)
+    found.exponent()
+    return found
 
 
 def _say(text: str) -> None:
@@ -83,7 +91,12 @@ def _or_why(part: Callable[[], T]) -> T | str:
 def paragraph(law: Law, told: Prediction) -> str:
     """The prediction in words."""
     far = f"{told.times_largest:.3g} times the largest fitted budget"
-    if told.times_largest <= 1:
+    smallest = float(np.exp(law.grid.log_c.min()))
+    if told.budget < smallest * (1 - _ROUNDING):
+        far = f"{told.budget / smallest:.3g} times the smallest fitted budget, below all of them"
+        if told.budget * _TRUSTED_FACTOR < smallest:
+            far += ", and further than such laws are usually trusted"
+    elif told.times_largest <= 1 + _ROUNDING:
         far = "inside the fitted budgets"
     elif told.times_largest > _TRUSTED_FACTOR:
         far += ", further than such laws are usually trusted: train a run in between first"
@@ -95,9 +108,9 @@ def paragraph(law: Law, told: Prediction) -> str:
     if law.kind == "compute":
         text += (
             f" {len(law.grid.log_c)} cells carry a law in compute only: what another size would reach at this budget "
-            f"is not claimed, nor the exponents of N and D apart; {CELLS} cells or more would tell."
+            f"is not claimed, nor alpha and beta; {CELLS} cells or more would tell."
         )
-    return text
+    return text + "".join(f" Note: {note}." for note in law.notes())
 
 
 def _amount(value: Interval) -> str:
@@ -108,8 +121,9 @@ def table_rows(found: Study) -> list[tuple[str, str]]:
     """What is printed: name and value with its interval."""
     law = found.law
     kind = "L = E + A/N^alpha + B/D^beta" if law.kind == "parametric" else "L = E + K/C^gamma"
-    rows = [("law", f"{kind}, {len(found.cells)} cells, {len(law.params_SK) - 1} redrawn fits")]
+    rows = [("law", f"{kind}, {len(found.cells)} cells, {len(law.params_SK) - 1} redrawn fits ({law.lost} lost)")]
     rows += [(name, f"{value:.4g}") for name, value in law.table().items()]
+    rows += [("note", note) for note in law.notes()]
     rows += [("sum of Huber terms", f"{law.objective:.8f}")] if law.kind == "parametric" else []
     rows += [("residual of a cell", f"{np.nanstd(law.residual):.2%} of the loss")]
     if isinstance(found.envelope, Envelope):
@@ -165,6 +179,8 @@ def as_json(found: Study) -> dict[str, Any]:
         "largest_flops": law.largest,
         "constants": {name: asdict(value) for name, value in law.table().items()},
         "objective": law.objective,
+        "lost_fits": law.lost,
+        "notes": law.notes(),
         "residuals": {
             cell.name: round(float(value), 6)
             for cell, value in zip(found.cells, law.residual, strict=True)

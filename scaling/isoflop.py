@@ -31,8 +31,6 @@ class Grid:
     log_d: Array
     log_c: Array
     log_loss: Array
-    standard_error: Array
-    """Of log loss; NaN where nobody measured it."""
     rule: tuple[float, float, float]
     """log D = rule . (1, log N, log C): exactly (-log 6, -1, 1) where C = 6 N D."""
 
@@ -42,10 +40,6 @@ class Grid:
 
     def tokens(self, log_n: Array, log_c: Array | float) -> Array:
         return self.rule[0] + self.rule[1] * log_n + self.rule[2] * np.asarray(log_c)
-
-    def part(self, rows: NDArray[np.int64]) -> "Grid":
-        kept = {name: getattr(self, name)[rows] for name in ("log_n", "log_d", "log_c", "log_loss", "standard_error")}
-        return Grid(**kept, rule=self.rule)
 
     def with_loss(self, log_loss: Array) -> "Grid":
         return Grid(**(vars(self) | {"log_loss": log_loss}))
@@ -57,22 +51,19 @@ def grid_of(cells: Sequence[Cell]) -> Grid:
     log_n, log_d, log_c, log_loss = (
         np.log([getattr(cell, name) for cell in cells]) for name in ("parameters", "tokens", "flops", "loss")
     )
-    errors = [np.nan if cell.standard_error is None else cell.standard_error / cell.loss for cell in cells]
     # What C = 6 N D leaves, since attention costs more than its parameters say; of least norm on a degenerate grid.
     centre = log_n.mean(), log_c.mean()
     design = np.stack([np.ones(len(cells)), log_n - centre[0], log_c - centre[1]], 1)
     k0, k1, k2 = np.linalg.lstsq(design, log_d - (log_c - np.log(6) - log_n), rcond=1e-8)[0]
     rule = (float(k0 - k1 * centre[0] - k2 * centre[1] - np.log(6)), float(k1 - 1), float(k2 + 1))
-    return Grid(
-        log_n=log_n, log_d=log_d, log_c=log_c, log_loss=log_loss, standard_error=np.array(errors, float), rule=rule
-    )
+    return Grid(log_n=log_n, log_d=log_d, log_c=log_c, log_loss=log_loss, rule=rule)
 
 
-def budgets_of(grid: Grid) -> list[NDArray[np.int64]]:
-    """Rows of the cells at each common budget, whatever their sizes."""
-    cuts = np.flatnonzero(np.diff(grid.log_c) > np.log(_GAP)) + 1
-    groups = np.split(np.arange(len(grid.log_c)), cuts)
-    return [rows for rows in groups if np.ptp(grid.log_c[rows]) <= np.log(_SPREAD)]
+def budgets_of(log_c: Array) -> list[NDArray[np.int64]]:
+    """Rows at each common budget of sorted `log_c`; those that run on without a gap have none, and stay out."""
+    cuts = np.flatnonzero(np.diff(log_c) > np.log(_GAP)) + 1
+    groups = np.split(np.arange(len(log_c)), cuts)
+    return [rows for rows in groups if np.ptp(log_c[rows]) <= np.log(_SPREAD)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +107,13 @@ def fit_parabolas(grid: Grid, *, draws: int, seed: int) -> Parabolas:
         theta = solve @ grid.log_loss[cells]
         residual = grid.log_loss[cells] - design @ theta
         degrees = len(cells) - int(np.linalg.matrix_rank(design))
-        scatter = _scatter(residual, degrees, grid.standard_error[cells])
+        if degrees < 1:
+            # The error of an evaluation would not do: it says nothing of what another training run would end at.
+            raise ValueError(
+                f"{len(cells)} cells on {len(used)} budgets fix as many coefficients, which leaves nothing to tell the "
+                f"error by: add a {SIZES}th size to one budget at least"
+            )
+        scatter = float(np.sqrt((residual**2).sum() / degrees))
         certain = theta[2 : 3 * len(used) : 3] >= _CERTAIN * scatter * np.linalg.norm(
             solve[2 : 3 * len(used) : 3], axis=1
         )
@@ -129,7 +126,7 @@ def fit_parabolas(grid: Grid, *, draws: int, seed: int) -> Parabolas:
         ]
         used = [rows for rows, sure in zip(used, certain) if sure]
     rng = np.random.default_rng(seed)
-    spread_B = np.full(draws, scatter) * (np.sqrt(degrees / rng.chisquare(degrees, draws)) if degrees else 1.0)
+    spread_B = np.full(draws, scatter) * np.sqrt(degrees / rng.chisquare(degrees, draws))
     drawn = theta + (spread_B[:, None] * rng.standard_normal((draws, len(cells)))) @ solve.T
     all_SK3 = np.concatenate([theta[None], drawn])[:, : 3 * len(used)].reshape(-1, len(used), 3)
     constant, slope, curvature = np.moveaxis(np.where(all_SK3[:, :, 2:] > 0, all_SK3, np.nan), 2, 0)
@@ -160,15 +157,6 @@ def _design(grid: Grid, used: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.i
     return cells, design if np.ptp(design[:, -1]) > _MET else design[:, :-1], centres
 
 
-def _scatter(residual: Array, degrees: int, standard_error: Array) -> float:
-    """Standard deviation of a cell, from what the parabolas leave, else from what evaluation measured."""
-    if degrees > 0:
-        return float(np.sqrt((residual**2).sum() / degrees))
-    if np.isnan(standard_error).any():
-        raise ValueError("as many coefficients as cells leave no room for an error: add a size to one budget at least")
-    return float(np.sqrt((standard_error**2).mean()))
-
-
 def _name(grid: Grid, rows: NDArray[np.int64]) -> str:
     return f"budget {np.exp(grid.log_c[rows].mean()):.3g}"
 
@@ -176,7 +164,7 @@ def _name(grid: Grid, rows: NDArray[np.int64]) -> str:
 def _usable(grid: Grid) -> tuple[list[NDArray[np.int64]], list[str]]:
     """Budgets with a minimum inside their sizes, and sentences on the others."""
     used, refused = [], []
-    for rows in budgets_of(grid):
+    for rows in budgets_of(grid.log_c):
         name = _name(grid, rows)
         n, y = grid.log_n[rows], grid.log_loss[rows]
         if (sizes := len(np.unique(n.round(3)))) < 3:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.cell import Cell
-from scaling.interval import Array, Interval, bias_corrected, percentiles
+from scaling.interval import Array, Interval, bias_corrected, percentiles, pooled_percentiles
 from scaling.isoflop import Grid, fit_parabolas, grid_of
 from scaling.powers import Problem, log_loss, minimise, standard_starts
 
@@ -20,8 +20,11 @@ CELLS = 20
 """Fewer do not carry five parameters."""
 _LEAST_SPREAD = 0.1
 """Standard deviation of log N at fixed D, and the reverse, below which the two cannot be told apart."""
-_MOST_LOST = 0.1
-"""Share of redrawn fits without a minimum above which there is no honest interval."""
+_MOST_LOST = 0.04
+"""Share of redrawn fits lost above which there is no honest interval: from 5 % on they could be all of its tails."""
+_NO_SHARE = 1e-3
+"""An irreducible loss below this share of the least loss is at its boundary, which is 0."""
+_TAIL = 0.025
 _FIRST_STEPS, _PURSUED = 40, 500
 """All 4,500 starts descend for so many steps, and so many of the best go on to the end."""
 _NOISES = 16
@@ -31,7 +34,8 @@ _NOISES = 16
 class Prediction:
     """What `budget` FLOPs buy: the size to train, its tokens and the loss of one run, with 95 % intervals.
 
-    The loss's interval holds what is unknown about the law, the scatter of the cells about it and the seed.
+    The loss's interval holds what is unknown about the law and the scatter of cells about it: what another training
+    seed would change only as far as it shows in that scatter.
     """
 
     budget: float
@@ -44,7 +48,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """A fitted law. `params_SK`: the fit in row 0, redrawn fits below.
+    """A fitted law. `params_SK`: the fit in row 0, redrawn fits below; a row of NaN is one that was lost.
 
     `parametric`: K is (log A, log B, log E, alpha, beta); `compute`: (log K, log E, gamma, intercept and slope of
     log N over log C).
@@ -58,6 +62,8 @@ class Law:
     noise_BR: Array
     """What single runs deviate in log loss, R drawn for each redrawn fit."""
     objective: float
+    passes: bool = False
+    """Through its points by construction: there are as many constants as points."""
 
     @property
     def largest(self) -> float:
@@ -65,6 +71,26 @@ class Law:
 
     def interval(self, values_S: Array) -> Interval:
         return (bias_corrected if self.kind == "parametric" else percentiles)(float(values_S[0]), values_S[1:])
+
+    @property
+    def lost(self) -> int:
+        """Redrawn fits that are no law: without a minimum, or with a loss that does not fall."""
+        return int(np.isnan(self.params_SK[1:, 0]).sum())
+
+    def notes(self) -> list[str]:
+        """What the numbers do not say of themselves."""
+        out = []
+        log_e_S = self.params_SK[:, 1 if self.kind == "compute" else 2]
+        gone_S = log_e_S < self.grid.log_loss.min() + np.log(_NO_SHARE)
+        if gone_S[0] or np.mean(gone_S) >= _TAIL:
+            where = "the fit puts it at 0" if gone_S[0] else f"{np.mean(gone_S):.0%} of the redrawn fits put it at 0"
+            out.append(f"the irreducible loss is not determined ({where}): add budgets further apart")
+        if self.passes:
+            out.append(
+                "three minima fix the three constants of L(C), so the curve passes through them by construction and "
+                "nothing tests its form: a fourth budget would"
+            )
+        return out
 
     def exponent_S(self) -> Array:
         """Of C in the best N, S."""
@@ -86,7 +112,7 @@ class Law:
     def run_loss(self, log_n: float, log_d: float, log_c: float) -> Interval:
         """Loss of one run of that size, tokens and FLOPs, with its prediction interval."""
         loss_S = self.log_loss_S(log_n, log_d, log_c)
-        return percentiles(float(loss_S[0]), (loss_S[1:, None] + self.noise_BR).ravel()).exp()
+        return pooled_percentiles(float(loss_S[0]), loss_S[1:, None] + self.noise_BR).exp()
 
     def predict(self, budget: float) -> Prediction:
         """For `budget` training FLOPs; ValueError where that is no positive number."""
@@ -134,12 +160,14 @@ def surface_best_log_n(params_SK: Array, grid: Grid, log_c: float) -> Array:
 def fit_law(cells: Sequence[Cell], *, draws: int = 1000, seed: int = 0) -> Law:
     """The law that so many sound cells carry. ValueError says what to add where they carry none."""
     grid = grid_of(cells) if cells else None
-    if grid is None or len(cells) < 4:
+    count = len({(cell.parameters, cell.flops) for cell in cells})
+    if grid is None or count < 4:
         raise ValueError(
-            f"{len(cells)} sound cells carry no law: add cells until at least 3 budgets have 4 sizes each, "
+            f"{count} sound cells carry no law: add cells until at least 3 budgets have 4 sizes each, "
             f"{CELLS} or more for a law in N and D"
         )
-    if len(cells) < CELLS:
+    # A size and a budget that were run several times over say no more of N and D.
+    if count < CELLS:
         return _fit_compute(grid, draws=draws, seed=seed)
     return fit_parametric(grid, draws=draws, seed=seed)
 
@@ -163,16 +191,17 @@ def redraw(best_SK: Array, x_TM: Array, y_SM: Array, *, draws: int, rng: np.rand
 def parametric_law(grid: Grid, params_SK: Array, objective: float, rng: np.random.Generator) -> Law:
     """From the fit and its redrawn fits; ValueError where too many of them have no minimum."""
     falls = np.all(params_SK[:, 3:] > 0, axis=1)
-    _require_kept(falls)
+    assert falls[0], "`best_surface` refuses a fit without a minimum"
+    _require_kept(falls[1:])
     count = len(grid.log_c)
     residual = grid.log_loss - log_loss(params_SK[:1], grid.x_TM)[0]
     scatter = residual * np.sqrt(count / (count - params_SK.shape[1]))
     return Law(
         kind="parametric",
         grid=grid,
-        params_SK=params_SK[falls],
+        params_SK=np.where(falls[:, None], params_SK, np.nan),
         residual=residual,
-        noise_BR=rng.choice(np.concatenate([scatter, -scatter]), (int(falls.sum()) - 1, _NOISES)),
+        noise_BR=rng.choice(np.concatenate([scatter, -scatter]), (len(params_SK) - 1, _NOISES)),
         objective=objective,
     )
 
@@ -196,28 +225,57 @@ def best_surface(grid: Grid) -> tuple[Array, float]:
 def _fit_compute(grid: Grid, *, draws: int, seed: int) -> Law:
     """L(C) through the parabolas' minima, and log N = intercept + slope log C."""
     parabolas = fit_parabolas(grid, draws=draws, seed=seed)
-    kept = np.all(np.isfinite(parabolas.log_n_SK), axis=1)
-    _require_kept(kept)
-    log_n_SK, y_SK = parabolas.log_n_SK[kept], parabolas.log_loss_SK[kept]
-    spread = parabolas.spread_B[kept[1:]]
-    centre = parabolas.log_c.mean()
-    x = (parabolas.log_c - centre)[None]
-    starts = standard_starts(1)
-    starts = starts[np.abs(starts[:, 0] - y_SK[0].mean()) < 5]
-    # Least squares: a handful of minima leaves nothing to be robust against.
-    params, value = minimise(starts, Problem(x_TM=x, y_SM=y_SK[:1], delta=1.0))
-    best = params[value.argmin()][None]
-    fits, values = minimise(np.repeat(best, len(y_SK), 0), Problem(x_TM=x, y_SM=y_SK, delta=1.0))
+    found = np.all(np.isfinite(parabolas.log_n_SK), axis=1)
+    x = parabolas.log_c - parabolas.log_c.mean()
+    fits, off_SK, objective = _fit_minima(x, parabolas.log_loss_SK[found])
+    if fits[0, 2] <= 0:
+        raise ValueError(
+            f"loss does not fall with compute in these cells (gamma {fits[0, 2]:.3g}): check the columns of loss and "
+            "FLOPs, train the larger budgets to the end of their schedule, or add budgets further apart"
+        )
+    params = np.full((len(found), 3), np.nan)
+    params[found] = np.where(fits[:, 2:] > 0, fits, np.nan)
+    _require_kept(np.isfinite(params[1:, 0]))
+    params[:, 0] += params[:, 2] * parabolas.log_c.mean()
+    # Where more minima than constants leave the curve untouched, runs deviate by that too.
+    left = off_SK.shape[1] - params.shape[1]
+    misfit_B = np.zeros(len(found))
+    misfit_B[found] = np.sqrt((off_SK**2).sum(1) / left) if left else 0.0
+    spread_B = np.hypot(parabolas.spread_B, misfit_B[1:])
+    # Another stream than that of the minima, with which the noise of a run has nothing to do.
+    noise = np.random.default_rng((seed, 1)).standard_normal((draws, _NOISES))
     line = np.stack([np.ones_like(parabolas.log_c), parabolas.log_c], 1)
-    fits[:, 0] += fits[:, 2] * centre
+    size = parabolas.log_n_SK @ np.linalg.pinv(line).T
     return Law(
         kind="compute",
         grid=grid,
-        params_SK=np.concatenate([fits, log_n_SK @ np.linalg.pinv(line).T], 1),
+        params_SK=np.concatenate([params, np.where(np.isfinite(params[:, :1]), size, np.nan)], 1),
         residual=parabolas.residual,
-        noise_BR=spread[:, None] * np.random.default_rng(seed).standard_normal((len(spread), _NOISES)),
-        objective=float(values[0]),
+        noise_BR=spread_B[:, None] * noise,
+        objective=objective,
+        passes=left == 0,
     )
+
+
+def _fit_minima(x_K: Array, y_SK: Array) -> tuple[Array, Array, float]:
+    """E + K / C^gamma by least squares through minima S: (log K, log E, gamma) S3, what is left SK, the objective.
+
+    A handful of minima leaves nothing to be robust against. Losses are taken relative to their mean, whatever they are.
+    """
+    level, x = y_SK[0].mean(), x_K[None]
+    starts = standard_starts(1)
+    starts = starts[starts[:, 0] < 5]
+    params, value = minimise(starts, Problem(x_TM=x, y_SM=y_SK[:1] - level, delta=1.0))
+    best = params[value.argmin()]
+    # A second start each, since from E = 0 there is no way back.
+    again = best.copy()
+    again[1] = -1.0
+    problem = Problem(x_TM=x, y_SM=np.repeat(y_SK - level, 2, 0), delta=1.0)
+    both, values = minimise(np.tile(np.stack([best, again]), (len(y_SK), 1)), problem)
+    chosen = values.reshape(-1, 2).argmin(1) + 2 * np.arange(len(y_SK))
+    fits = both[chosen]
+    off_SK = y_SK - level - log_loss(fits, x)
+    return fits + np.array([level, level, 0.0]), off_SK, float(values[chosen[0]])
 
 
 def _require_spread(grid: Grid) -> None:
@@ -235,6 +293,6 @@ def _require_spread(grid: Grid) -> None:
 def _require_kept(kept: NDArray[np.bool_]) -> None:
     if (lost := 1 - float(np.mean(kept))) > _MOST_LOST:
         raise ValueError(
-            f"{lost:.0%} of the redrawn fits have no minimum, so an interval would be made up: add cells (more sizes "
-            "on each budget, more budgets), or cut the noise of the held-out loss"
+            f"{lost:.0%} of the redrawn fits have no minimum or no falling loss, so an interval would be made up: "
+            "add cells (more sizes on each budget, more budgets), or cut the noise of the held-out loss"
         )

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from scaling.cell import Cell, write_cells
 from scaling.grid import PlannedCell
-from scaling.run_cell import CELLS_NAME, cell_of_run
+from scaling.run_cell import CELLS_NAME, cell_of_run, rows_of_run, settings_of_run
 from trainer.compose import to_dataclass
 from trainer.config import TrainConfig, differences
 from trainer.evaluation import standard_error
-from trainer.metrics import HELDOUT_NAME, read_metrics
+from trainer.metrics import HELDOUT_NAME
 
 TABLE_NAME = "table.jsonl"
 
@@ -82,8 +81,13 @@ class Outcome:
 
 def outcome_of(planned: PlannedCell, folder: Path, *, most_gap_growth: float) -> Outcome:
     """What lies in a run folder, held against what was planned."""
-    rows, cell = read_metrics(folder), replace(cell_of_run(folder), name=planned.name)
-    if rows and (changed := _changed(planned, folder)):
+    cell = replace(cell_of_run(folder), name=planned.name)
+    try:
+        rows = rows_of_run(folder)
+        changed = _changed(planned, folder) if rows else ()
+    except ValueError as damage:
+        return Outcome(cell=replace(cell, broken=str(damage)), planned=planned, folder=folder, rows=[])
+    if changed:
         cell = Cell(name=planned.name, broken=f"its folder holds a run of other settings ({'; '.join(changed)})")
     elif cell.broken and (error := last_error(folder)):
         cell = replace(cell, broken=f"{cell.broken}: {error}")
@@ -96,7 +100,7 @@ def outcome_of(planned: PlannedCell, folder: Path, *, most_gap_growth: float) ->
 
 
 def _changed(planned: PlannedCell, folder: Path) -> list[str]:
-    saved = to_dataclass(TrainConfig, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    saved = to_dataclass(TrainConfig, settings_of_run(folder))
     return differences(saved.defining(), planned.config.defining())
 
 

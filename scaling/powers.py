@@ -34,8 +34,9 @@ def log_loss(params_SK: Array, x_TM: Array) -> Array:
     terms = len(x_TM)
     parts = [params_SK[:, j, None] - params_SK[:, terms + 1 + j, None] * x_TM[j] for j in range(terms)]
     total = np.broadcast_to(params_SK[:, terms, None], parts[0].shape)
-    for part in parts:
-        total = np.logaddexp(total, part)
+    with np.errstate(invalid="ignore"):  # a fit that was lost is NaN, and so is what it says
+        for part in parts:
+            total = np.logaddexp(total, part)
     return total
 
 

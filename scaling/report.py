@@ -18,8 +18,7 @@ from scaling.cell import Cell
 from scaling.fit import Study, paragraph, study, table_rows
 from scaling.isoflop import Parabolas
 from scaling.law_plot import curves_of, law_figure
-from scaling.run_cell import read_runs
-from trainer.metrics import read_metrics
+from scaling.run_cell import read_runs, rows_of_run
 
 _PER_KIND = "heldout/loss_"
 """Begins what is logged of held-out loss by noise level or bucket."""
@@ -33,7 +32,7 @@ def page(folder: Path, *, draws: int = 1000) -> str:
         law = law_part(study(cells, draws=draws))
     except ValueError as error:
         law = f"<p>No law yet: {escape(str(error))}</p>"
-    rows = {name: read_metrics(run) for name, run in runs.items()}
+    rows = {name: _rows(run) for name, run in runs.items()}
     parts = {
         "Law": law,
         "Training": curves_part(rows),
@@ -49,6 +48,14 @@ def page(folder: Path, *, draws: int = 1000) -> str:
     return (
         f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{escape(folder.name)}</h1>{body}</body></html>\n'
     )
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    try:
+        return rows_of_run(run)
+    except ValueError as error:
+        print(f"no curves of {run.name}: {error}", file=sys.stderr)
+        return []
 
 
 def law_part(found: Study) -> str:

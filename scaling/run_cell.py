@@ -1,5 +1,6 @@
 """Cells from run folders: `config.yaml` and `metrics.jsonl`."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,18 +33,43 @@ def read_runs(folders: Sequence[Path]) -> list[Cell]:
 
 def cell_of_run(folder: Path) -> Cell:
     """The end of a run from its `config.yaml` and `metrics.jsonl`; broken where the last step has no held-out loss."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return Cell(name=folder.name, broken="it has no config.yaml: the run did not start")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return cell_of_record(folder.name, config, read_metrics(folder))
+    try:
+        config, rows = settings_of_run(folder), rows_of_run(folder)
+    except ValueError as error:
+        return Cell(name=folder.name, broken=str(error))
+    return cell_of_record(folder.name, config, rows)
+
+
+def settings_of_run(folder: Path) -> dict[str, Any]:
+    """A run's `config.yaml`; ValueError where there is none, or it is torn."""
+    if not (folder / "config.yaml").is_file():
+        raise ValueError("it has no config.yaml: the run did not start")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"its config.yaml cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise ValueError("its config.yaml holds no settings" + ("" if config else ": it is empty"))
+    return config
+
+
+def rows_of_run(folder: Path) -> list[dict[str, Any]]:
+    """A run's `metrics.jsonl`; ValueError where a line is no row of one."""
+    try:
+        rows = read_metrics(folder)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its metrics.jsonl cannot be read ({error})") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(f"line {number} of its metrics.jsonl is no row of a run: {json.dumps(row)[:60]}")
+    return rows
 
 
 def cell_of_record(name: str, config: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Cell:
     """A cell from a run's settings and its logged rows, wherever they were kept."""
     try:
         model, steps = to_dataclass(DiTConfig, config["model"]), int(config["run"]["steps"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Cell(name=name, broken=f"its settings are not those of a training run ({error})")
     last = max((row["step"] for row in rows), default=0)
     ends = [row for row in rows if row["step"] == last and "tokens" in row]
@@ -54,11 +80,15 @@ def cell_of_record(name: str, config: dict[str, Any], rows: Sequence[dict[str, A
         return Cell(name=name, broken=f"step {last} has no finite held-out loss: it diverged or was not evaluated")
     if heldout.get("heldout/ratio_to_zero", 0.0) >= 1.0:
         return Cell(name=name, broken=f"it diverged: held-out loss {heldout['heldout/loss']:.4g} is that of no model")
+    numbers = {key: heldout.get(key) for key in ("tokens", "flops", "heldout/loss")}
+    if wrong := [key for key, value in numbers.items() if not isinstance(value, int | float)]:
+        return Cell(name=name, broken=f"step {last} has {wrong[0]} {numbers[wrong[0]]!r}, which is no number")
+    tokens, flops, loss = (float(value) for value in numbers.values() if value is not None)
     return Cell(
         name=name,
         parameters=float(parameter_count(model).non_embedding),
-        tokens=float(heldout["tokens"]),
-        flops=float(heldout["flops"]),
-        loss=float(heldout["heldout/loss"]),
+        tokens=tokens,
+        flops=flops,
+        loss=loss,
         standard_error=heldout.get("heldout/standard_error"),
     )

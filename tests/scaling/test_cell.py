@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -56,3 +57,32 @@ def test_a_column_that_is_not_there_is_named(tmp_path):
     path.write_text("n,loss\n1,2\n")
     with pytest.raises(ValueError, match="no column 'C': it has 'n', 'loss'"):
         read_csv(path, Columns(parameters="n", flops="C", loss="loss"))
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "why"),
+    [
+        (b'{"name": "b", "parameters": "1e6", "loss": 1}', "b", "parameters is '1e6', not a number"),
+        (b'{"name": "b", "loss": true}', "b", "loss is True, not a number"),
+        (b'{"name": "b", "curve": [[1, 2]]}', "b", "cannot be read"),
+        (b'{"name": 7}', "cells.jsonl line 2", "name is 7, not a text"),
+        (b'{"name": "\xff"}', "cells.jsonl line 2", "cannot be read"),
+        (b"3", "cells.jsonl line 2", "cannot be read"),
+    ],
+)
+def test_a_line_with_a_wrong_value_breaks_its_cell(tmp_path, line, name, why):
+    path = tmp_path / "cells.jsonl"
+    write_cells(path, [GOOD])
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    sound, broken = sound_and_broken(read_cells(path))
+    assert sound == [GOOD]
+    assert [cell.name for cell in broken] == [name]
+    assert why in broken[0].broken
+
+
+def test_of_runs_that_differ_in_their_rate_the_best_is_the_cell():
+    rates = [replace(GOOD, name=f"lr{k}", loss=loss) for k, loss in enumerate((0.6, 0.4, 0.5))]
+    sound, broken = sound_and_broken([GOOD, *rates, replace(GOOD, name="other", flops=2e14)])
+    assert [cell.name for cell in sound] == ["lr1", "other"]
+    assert [cell.name for cell in broken] == ["a", "lr0", "lr2"]
+    assert broken[0].broken == "lr1 is of the same size and FLOPs and has the lower loss (0.4)"

@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from scaling.fit import main
+from scaling.fit import main, paragraph, study
+from scaling.law import fit_law
 from tests.scaling.published import noisy_cells
 
 COLUMNS = ["--n", "Model Size", "--c", "Training FLOP", "--loss", "loss"]
@@ -64,3 +66,25 @@ def test_mistakes_get_one_sentence(tmp_path, monkeypatch, capsys, arguments, sen
     assert "error: " in (told := capsys.readouterr().err)
     assert sentence in told or "1 budgets show a minimum" in told
     assert "Traceback" not in told
+
+
+def test_where_a_budget_lies_is_told_at_both_ends():
+    law = fit_law(noisy_cells([1e19, 3e19, 1e20], 4, noise=0.001), draws=100)
+    for budget, words in (
+        (1e19, "That is inside the fitted budgets."),
+        (1e20, "That is inside the fitted budgets."),
+        (5e18, "That is 0.5 times the smallest fitted budget, below all of them."),
+        (1e15, "below all of them, and further than such laws are usually trusted."),
+        (2e20, "That is 2 times the largest fitted budget."),
+        (1e22, "further than such laws are usually trusted: train a run in between first."),
+    ):
+        assert words in paragraph(law, law.predict(budget))
+
+
+def test_runs_with_several_rates_are_one_cell_and_the_others_are_named():
+    cells = noisy_cells([1e19, 3e19, 1e20], 4, noise=0.001)
+    worse = [replace(cell, name=f"{cell.name}-lr2", loss=cell.loss * 1.01) for cell in cells]
+    alone, found = (study(given, draws=100) for given in (cells, cells + worse))
+    assert found.law.table() == alone.law.table()
+    assert [cell.name for cell in found.broken] == [cell.name for cell in worse]
+    assert "passes through them by construction" in paragraph(found.law, found.predictions[0])

@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from scaling.cell import Cell
 from scaling.coverage import PUBLISHED
 from scaling.isoflop import grid_of
-from scaling.law import fit_law, surface_best_log_n
+from scaling.law import fit_law, parametric_law, surface_best_log_n
 from tests.scaling.published import noisy_cells
 
 BUDGETS = np.geomspace(6e18, 3e21, 6)
@@ -83,3 +84,84 @@ def test_a_loss_that_does_not_fall_with_size_is_no_law():
     ]
     with pytest.raises(ValueError, match="loss does not fall with size in these cells"):
         fit_law(upside_down)
+
+
+def minima_at(losses, budgets, *, noise=1e-3):
+    """Four sizes around the best of each budget, whose least losses are `losses`."""
+    cells = []
+    for i, (budget, loss) in enumerate(zip(budgets, losses, strict=True)):
+        n = 1e8 * (budget / 1e18) ** 0.5 * np.exp(np.linspace(-1.2, 1.2, 4))
+        bend = 0.02 * np.linspace(-1.2, 1.2, 4) ** 2 + noise * np.array([-1, 3, -3, 1]) / 3 * (-1) ** i
+        cells += [
+            Cell(name=f"{budget:g}/{k}", parameters=n[k], tokens=budget / 6 / n[k], flops=budget, loss=loss * b)
+            for k, b in enumerate(np.exp(bend))
+        ]
+    return cells
+
+
+def test_a_loss_that_does_not_fall_with_compute_is_no_law():
+    with pytest.raises(ValueError, match=r"loss does not fall with compute in these cells \(gamma -.*: check the"):
+        fit_law(minima_at([2.0, 2.2, 2.5], [1e18, 1e19, 1e20]), draws=100)
+
+
+def test_redrawn_fits_whose_loss_rises_are_lost():
+    """Losses that fall by less than their noise."""
+    with pytest.raises(ValueError, match="of the redrawn fits have no minimum or no falling loss"):
+        fit_law(minima_at([2.0, 1.999, 1.998], [1e18, 1e19, 1e20], noise=5e-3), draws=100)
+
+
+def test_an_irreducible_loss_at_its_boundary_is_called_undetermined():
+    """Loss falls ever faster, which no constant above 0 explains."""
+    bent = fit_law(minima_at([3.0, 2.5, 1.8], [1e18, 1e19, 1e20]), draws=100)
+    assert bent.notes()[0].startswith("the irreducible loss is not determined (the fit puts it at 0)")
+    level = fit_law(minima_at([3.0, 2.2, 1.9], [1e18, 1e19, 1e20]), draws=100)
+    assert not any("irreducible" in note for note in level.notes())
+    assert level.table()["E"].low > 1.0
+
+
+def test_three_minima_say_that_the_curve_passes_by_construction(few):
+    assert few.passes
+    assert any("passes through them by construction" in note for note in few.notes())
+
+
+def test_minima_off_the_curve_widen_what_is_foretold_of_a_run():
+    budgets = np.geomspace(1e18, 1e20, 4)
+    smooth = 1.5 * (1 + (budgets / 1e18) ** -0.3)
+    on, off = (
+        fit_law(minima_at(smooth * np.exp(shift * np.array([1, -1, 1, -1])), budgets), draws=400)
+        for shift in (0.0, 0.01)
+    )
+    assert not on.passes
+    assert not on.notes() or "construction" not in " ".join(on.notes())
+    widths = [told.high / told.low - 1 for told in (law.predict(1e20).loss for law in (on, off))]
+    assert widths[1] > 3 * widths[0]
+    assert off.noise_BR.std() > 0.01 > on.noise_BR.std()
+
+
+def test_losses_of_any_level_carry_a_law():
+    """Twenty thousand times smaller: the same law, with K and E as much smaller."""
+    cells = noisy_cells(FEW, 4, noise=0.001)
+    plain = fit_law(cells, draws=100)
+    small = fit_law([replace(cell, loss=cell.loss * 5e-5) for cell in cells], draws=100)
+    assert small.table()["gamma"].value == pytest.approx(plain.table()["gamma"].value, rel=1e-4)
+    assert small.table()["E"].value == pytest.approx(5e-5 * plain.table()["E"].value, rel=1e-4)
+
+
+def test_lost_redrawn_fits_stay_in_the_count():
+    grid = grid_of(noisy_cells(BUDGETS, 5, noise=0.002))
+    params = np.repeat(PUBLISHED, 101, 0)
+    params[1:, 3] += 0.01 * np.random.default_rng(0).standard_normal(100)
+    whole = parametric_law(grid, params, 0.0, np.random.default_rng(0))
+    params[[5, 9], 3] = -0.1
+    some = parametric_law(grid, params, 0.0, np.random.default_rng(0))
+    assert (whole.lost, some.lost, len(some.params_SK)) == (0, 2, 101)
+    assert some.table()["alpha"].low <= whole.table()["alpha"].low
+    params[1:8, 3] = -0.1
+    with pytest.raises(ValueError, match="8% of the redrawn fits have no minimum"):
+        parametric_law(grid, params, 0.0, np.random.default_rng(0))
+
+
+def test_repeated_cells_do_not_add_up_to_a_law_in_size_and_tokens():
+    cells = noisy_cells(FEW, 4, noise=0.001)
+    again = [replace(cell, name=f"again {cell.name}", loss=cell.loss * 1.001) for cell in cells]
+    assert fit_law(cells + again, draws=100).kind == "compute"

@@ -71,6 +71,23 @@ def test_nor_is_one_whose_log_is_torn(planned, tmp_path):
         assert found.cell.broken and not found.is_done
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        ("config.yaml", b"model: {dim", "its config.yaml cannot be read"),
+        ("metrics.jsonl", b"3\n", "line 1 of its metrics.jsonl is no row"),
+        ("metrics.jsonl", b"\xff\n", "its metrics.jsonl cannot be read"),
+    ],
+)
+def test_a_damaged_file_of_a_cell_says_so(planned, tmp_path, file, content, why):
+    folder = write_run(planned, tmp_path / "run")
+    (folder / file).write_bytes(content)
+    found = outcome_of(planned, folder, most_gap_growth=GROWTH)
+    assert found.cell.name == "cell"
+    assert why in found.cell.broken
+    assert not found.is_done and not found.is_left_out
+
+
 def test_a_diverged_run_says_so_with_its_own_last_words(planned, tmp_path):
     folder = write_run(planned, tmp_path / "run", until=5)
     (folder / "log.txt").write_text("2026 step 5\n2026 error: step 6: loss or gradient is not finite\n")

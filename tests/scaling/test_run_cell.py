@@ -61,3 +61,32 @@ def test_a_sweeps_folder_gives_what_it_collected(tmp_path):
     write_cells(tmp_path / "cells.jsonl", [cell])
     write_run(tmp_path / "a", [END])
     assert read_runs([tmp_path]) == [cell]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        ("config.yaml", b"model: {num_heads: 4, head", "its config.yaml cannot be read"),
+        ("config.yaml", b"", "its config.yaml holds no settings: it is empty"),
+        ("config.yaml", b"- 1\n", "its config.yaml holds no settings"),
+        ("config.yaml", b"model: tiny\nrun: {steps: 10}\n", "its settings are not those of a training run"),
+        ("config.yaml", b"model: \xff\xfe\n", "its config.yaml cannot be read"),
+        ("metrics.jsonl", b'{"step": 1}\n[1, 2]\n', "line 2 of its metrics.jsonl is no row of a run: [1, 2]"),
+        ("metrics.jsonl", b'{"step": 1}\n{"loss": 1.0}\n', 'is no row of a run: {"loss": 1.0}'),
+        ("metrics.jsonl", b'{"step": 1}\n\xff\xfe\n', "its metrics.jsonl cannot be read"),
+        (
+            "metrics.jsonl",
+            json.dumps(END | {"tokens": "many"}).encode(),
+            "step 10 has tokens 'many', which",
+        ),
+        ("metrics.jsonl", json.dumps(END | {"flops": None}).encode(), "step 10 has flops None, which is no number"),
+    ],
+)
+def test_a_damaged_file_breaks_its_run_by_name_and_no_other(tmp_path, file, content, why):
+    for name in ("a", "b"):
+        write_run(tmp_path / "runs" / name, [END])
+    (tmp_path / "runs" / "a" / file).write_bytes(content)
+    sound, broken = sound_and_broken(read_runs([tmp_path / "runs"]))
+    assert [cell.name for cell in sound] == ["b"]
+    assert [cell.name for cell in broken] == ["a"]
+    assert why in broken[0].broken

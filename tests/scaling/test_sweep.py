@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,11 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from scaling.cell import read_cells
 from scaling.grid import word
+from scaling.sweep import SweepConfig
 from tests.scaling.sweep_case import ROOT, settings
 from tests.trainer.run_case import environment
+from trainer.compose import to_dataclass
 from trainer.metrics import read_metrics
 
 
@@ -154,3 +158,22 @@ def test_ctrl_c_saves_the_runs_and_the_same_command_goes_on(inputs, tmp_path):
     assert process.returncode == 130 and "the same command" in printed and "Traceback" not in printed
     assert not trainers(folder)
     assert list((run / "checkpoints").glob("step_*/COMMIT"))
+
+
+def commands_on_top(path):
+    """Of a sweep's file."""
+    lines = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# python -m ")]
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_commands_on_top_of_a_sweeps_file_are_accepted(path):
+    commands = commands_on_top(path)
+    assert commands
+    for command in commands:
+        assert command[:3] == ["python", "-m", "scaling.sweep"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = to_dataclass(SweepConfig, compose("sweep", command[3:]))
+        assert config.name.startswith(path.stem)
+        assert config.grid.sizes
+        assert config.grid.budgets or config.grid.tokens_per_parameter
