@@ -250,7 +250,10 @@ def test_one_rank_that_cannot_write_ends_all_ranks_with_one_sentence(commands, i
 def test_a_record_that_rank_0_alone_cannot_write_ends_all_ranks_with_one_sentence(commands, inputs):
     (inputs / "taken").write_text("a file")
     sentence = commands.run([*overrides(folder="taken"), "parallel=pp2"], cwd=inputs, ranks=2).refused()
-    assert "taken could not be written (File exists)" in sentence
+    assert "taken/starts.jsonl cannot be written (File exists)" in sentence
+    (inputs / "barred/config.yaml").mkdir(parents=True)
+    sentence = commands.run([*overrides(folder="barred"), "parallel=pp2"], cwd=inputs, ranks=2).refused()
+    assert "barred could not be written (Is a directory)" in sentence
 
 
 def test_a_rank_that_hangs_ends_the_run_with_one_sentence_and_a_dump(commands, inputs):
