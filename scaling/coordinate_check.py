@@ -35,7 +35,7 @@ _PLACES = ("query", "mlp_in", "output", "mlp_out", "modulation", "head")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoordinateConfig:
+class CoordinateCheckConfig:
     """Widths of models alike in all else."""
 
     model: DiTConfig
@@ -88,7 +88,7 @@ def recorded(dit: VideoDiT) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
-def movement(config: CoordinateConfig, width: int, *, mup: bool, seed: int) -> dict[str, float]:
+def movement(config: CoordinateCheckConfig, width: int, *, mup: bool, seed: int) -> dict[str, float]:
     """Root mean square of what each place's output has moved by, after all steps; and of the output itself at last."""
     model = config.at(width, mup=mup)
     dit = VideoDiT(model)
@@ -103,7 +103,7 @@ def movement(config: CoordinateConfig, width: int, *, mup: bool, seed: int) -> d
     return {place: float((after[place] - start[place]).square().mean().sqrt()) for place in start}
 
 
-def train(dit: nn.Module, pack: SyntheticPack, config: CoordinateConfig) -> None:
+def train(dit: nn.Module, pack: SyntheticPack, config: CoordinateCheckConfig) -> None:
     """Plain AdamW with the groups that training has; nothing decays or is clipped."""
     assert isinstance(dit, VideoDiT)
     named = dict(dit.named_parameters())
@@ -120,7 +120,7 @@ def train(dit: nn.Module, pack: SyntheticPack, config: CoordinateConfig) -> None
         adam.step()
 
 
-def measure(config: CoordinateConfig, *, mup: bool) -> dict[str, np.ndarray]:
+def measure(config: CoordinateCheckConfig, *, mup: bool) -> dict[str, np.ndarray]:
     """Movement of each place by width, the geometric mean over seeds."""
     rows = [[movement(config, width, mup=mup, seed=seed) for width in config.widths] for seed in range(config.seeds)]
     return {
@@ -134,7 +134,7 @@ def power(widths: Sequence[int], values: np.ndarray) -> float:
     return float(np.polyfit(np.log(widths), np.log(values), 1)[0])
 
 
-def draw(config: CoordinateConfig, found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+def draw(config: CoordinateCheckConfig, found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """Both parametrisations side by side, on one scale."""
     figure, axes = plt.subplots(1, len(found), figsize=(11, 4.5), sharey=True, layout="constrained")
     for axis, (title, places) in zip(axes, found.items(), strict=True):
@@ -150,7 +150,7 @@ def draw(config: CoordinateConfig, found: dict[str, dict[str, np.ndarray]], path
     plt.close(figure)
 
 
-def run(config: CoordinateConfig) -> None:
+def run(config: CoordinateCheckConfig) -> None:
     """Measure, say and draw."""
     Launch.require_single("scaling.coordinate_check")
     found = {}
@@ -170,7 +170,7 @@ def run(config: CoordinateConfig) -> None:
 @user_errors
 def main(config: DictConfig) -> None:
     """Hydra's entry."""
-    run(to_dataclass(CoordinateConfig, config))
+    run(to_dataclass(CoordinateCheckConfig, config))
 
 
 if __name__ == "__main__":

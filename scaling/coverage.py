@@ -110,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--few", action="store_true", help="12 cells, as in a small sweep")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     given = parser.parse_args(arguments)
+    if given.sets < 1:
+        print(f"error: --sets {given.sets} must be 1 or more", file=sys.stderr)
+        return 2
     try:
         found = coverage(given.sets, few=given.few, draws=given.draws, seed=given.seed)
     except KeyboardInterrupt:

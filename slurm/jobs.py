@@ -167,7 +167,7 @@ def tail(word: str, *, lines: int, follow: bool) -> None:
         )
     print(f"== {log}")
     with log.open(encoding="utf-8", errors="replace") as file:
-        print("".join(file.readlines()[-lines:]), end="", flush=True)
+        print("".join(file.readlines()[-lines:] if lines else []), end="", flush=True)
         while follow:
             print(text := file.read(), end="", flush=True)
             if not text and log.stem not in queued([log.stem]):

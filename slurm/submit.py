@@ -164,7 +164,8 @@ def _require_checkout(module: str) -> None:
     if not Path("slurm/train.sbatch").is_file():
         raise ValueError(f"{Path.cwd()} is not the root of a Tessera checkout: cd there, then submit")
     package, _, command = module.rpartition(".")
-    if package not in ("trainer", "scaling") or not (ROOT / f"conf/{command}.yaml").is_file():
+    files = (ROOT / f"conf/{command}.yaml", ROOT / package / f"{command}.py")
+    if package not in ("trainer", "scaling") or not all(path.is_file() for path in files):
         raise ValueError(f"module={module} is no command with a config of its own, such as {TRAINING}, trainer.encode")
 
 

@@ -4,10 +4,10 @@ import pytest
 from PIL import Image
 
 from model.dit import DiTConfig
-from scaling.coordinate_check import CoordinateConfig, draw, measure, power
+from scaling.coordinate_check import CoordinateCheckConfig, draw, measure, power
 
 MODEL = DiTConfig(num_blocks=2, num_heads=4, head_dim=16, ffn_dim=256, text_dim=24, time_freq_dim=64)
-CONFIG = CoordinateConfig(model=MODEL, widths=(64, 128, 256, 512), steps=5, lr=1e-3, seeds=1, tokens=32)
+CONFIG = CoordinateCheckConfig(model=MODEL, widths=(64, 128, 256, 512), steps=5, lr=1e-3, seeds=1, tokens=32)
 FLAT = 0.2
 GROW = {"modulation", "query", "mlp_in", "mlp_out", "head"}
 
@@ -38,4 +38,4 @@ def test_the_picture_has_both(found, tmp_path):
 @pytest.mark.parametrize("wrong", [{"widths": (64,)}, {"widths": (64, 100)}, {"steps": 0}, {"lr": 0.0}])
 def test_checks_that_cannot_be_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        CoordinateConfig(**{"model": MODEL} | wrong)
+        CoordinateCheckConfig(**{"model": MODEL} | wrong)

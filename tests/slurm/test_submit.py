@@ -59,6 +59,7 @@ def test_a_sweep_is_every_combination_each_with_a_name():
             ["module=os.path", "nodes=1", "ranks_per_node=1"],
             "module=os.path is no command with a config of its own, such as trainer.train",
         ),
+        (["module=trainer.sweep"], "module=trainer.sweep is no command with a config of its own"),
         (["module=trainer.encode"], "module=trainer.encode is one process: leave nodes= and ranks_per_node= away"),
         (["--cfg"], "--cfg is no option here (there are -m and --help)"),
     ],
