@@ -54,6 +54,7 @@ class SubmitConfig:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ValueError(f"{name}={number} must be at least 1")
+        _require_command(self.module)
         if self.module != TRAINING and (self.nodes, self.ranks_per_node or 1) != (1, 1):
             raise ValueError(f"module={self.module} is one process: leave nodes= and ranks_per_node= away")
 
@@ -160,9 +161,12 @@ def submit(config: SubmitConfig, runs: Sequence[Prepared]) -> None:
     print(f"python -m slurm.jobs tail {runs[0].folder}")
 
 
-def _require_checkout(module: str) -> None:
+def _require_checkout() -> None:
     if not Path("slurm/train.sbatch").is_file():
         raise ValueError(f"{Path.cwd()} is not the root of a Tessera checkout: cd there, then submit")
+
+
+def _require_command(module: str) -> None:
     package, _, command = module.rpartition(".")
     files = (ROOT / f"conf/{command}.yaml", ROOT / package / f"{command}.py")
     if package not in ("trainer", "scaling") or not all(path.is_file() for path in files):
@@ -182,9 +186,9 @@ def main() -> None:
     if options := [word for word in words if word.startswith("-")]:
         raise ValueError(f"{options[0]} is no option here (there are -m and --help); dry_run=true shows what would be")
     mine, theirs = split_words(words)
+    _require_checkout()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = to_dataclass(SubmitConfig, compose("submit", mine))
-        _require_checkout(config.module)
         chosen = list(choices(theirs)) if is_sweep else [(theirs, "")]
         composed = [(compose(config.module.rpartition(".")[2], choice), suffix) for choice, suffix in chosen]
     submit(config, [prepare(one, config, suffix) for one, suffix in composed])
