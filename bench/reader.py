@@ -1,6 +1,7 @@
 """Our loader and plain reads of the same bytes, served as the others are; memory over a long run.
 
-python -m bench.reader tessera|stored|read  serve (bench/source.py)
+python -m bench.reader read                 serve (bench/source.py)
+python -m bench.reader tessera|stored N     the same, with N workers
 python -m bench.reader memory FOLDER N     print this process's memory over N steps
 """
 
@@ -22,29 +23,32 @@ from data.mixture import DataSet
 from data.pack import PackPlan, Position
 
 CHUNK = 1 << 20
+DEMO_TOKENS = 1120
+"""Tokens of a pack in conf/experiment/demo.yaml."""
 ORDER_ROWS = 1_000_000
 
 
 def open_plan(folder: str) -> PackPlan:
     manifest = Manifest.read(Path(folder, "shards"))
-    # Packs of one largest sample: a pack holds a few samples, as in training.
-    return PackPlan(DataSet.of(manifest), seed=0, tokens_per_pack=int(manifest.column("video_tokens").max()))
+    # Packs as in training: one largest sample of many sizes, or what the demo takes of its small ones.
+    tokens = max(DEMO_TOKENS, int(manifest.column("video_tokens").max()))
+    return PackPlan(DataSet.of(manifest), seed=0, tokens_per_pack=tokens)
 
 
-def open_loader(plan: PackPlan, start: Position | None = None) -> Loader:
+def open_loader(plan: PackPlan, start: Position | None = None, *, workers: int = 1) -> Loader:
     """The only place that knows how to make our loader. A step here is one small pack, so many are read ahead."""
-    return Loader(plan, start=start, packs_per_step=1, ahead=ReadAhead(steps=64))
+    return Loader(plan, start=start, packs_per_step=1, ahead=ReadAhead(steps=64, workers=workers))
 
 
 class Tessera:
     """Our loader; `as_stored` leaves values in the type they are stored in, as training takes them."""
 
-    def __init__(self, *, as_stored: bool = False) -> None:
-        self._as_stored = as_stored
+    def __init__(self, *, workers: int, as_stored: bool = False) -> None:
+        self._workers, self._as_stored = workers, as_stored
         self._loader: Loader | None = None
 
     def open(self, folder: str, state: Position | None) -> Iterator[list[Item]]:
-        self._loader = open_loader(open_plan(folder), state)
+        self._loader = open_loader(open_plan(folder), state, workers=self._workers)
         return (_items(step.packs[0], as_stored=self._as_stored) for step in self._loader)
 
     def state_at(self, folder: str, steps: int) -> Position:
@@ -115,13 +119,15 @@ def memory(folder: str, steps: int, lines: int = 5) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Our loader and plain reads, for bench.data.")
     parser.add_argument("kind", choices=["tessera", "stored", "read", "memory"])
-    parser.add_argument("folder", nargs="?")
+    parser.add_argument("place", nargs="?", help="folder, or number of workers")
     parser.add_argument("steps", nargs="?", type=int)
     arguments = parser.parse_args()
     if arguments.kind == "memory":
-        memory(arguments.folder, arguments.steps)
+        memory(arguments.place, arguments.steps)
+    elif arguments.kind == "read":
+        serve(Read())
     else:
-        serve(Read() if arguments.kind == "read" else Tessera(as_stored=arguments.kind == "stored"))
+        serve(Tessera(workers=int(arguments.place), as_stored=arguments.kind == "stored"))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from typing import Any
 from bench.shelf import DEMO, WAN, LatentSet, count_values, stored_bytes, write
 
 PEERS = Path(".venv-peers/bin/python")
-OURS, STORED, RAW = "Tessera", "Tessera, as stored", "read()"
+OURS, STORED, RAW = "Tessera", "Tessera as stored", "read()"
 CONTENDERS: dict[str, list[str]] = {
     RAW: [sys.executable, "-m", "bench.reader", "read"],
-    OURS: [sys.executable, "-m", "bench.reader", "tessera"],
-    STORED: [sys.executable, "-m", "bench.reader", "stored"],
+    f"{OURS}, 1 worker": [sys.executable, "-m", "bench.reader", "tessera", "1"],
+    f"{OURS}, 2 workers": [sys.executable, "-m", "bench.reader", "tessera", "2"],
+    f"{STORED}, 1 worker": [sys.executable, "-m", "bench.reader", "stored", "1"],
+    f"{STORED}, 2 workers": [sys.executable, "-m", "bench.reader", "stored", "2"],
     "webdataset, 0 workers": [str(PEERS), "-m", "bench.peers", "webdataset", "0"],
     "webdataset, 2 workers": [str(PEERS), "-m", "bench.peers", "webdataset", "2"],
     "mosaicml-streaming, 0 workers": [str(PEERS), "-m", "bench.peers", "streaming", "0"],
@@ -104,7 +106,7 @@ def turns(running: list[Contender], folder: Path, effort: Effort) -> dict[str, l
     looks = {}
     for one in running:
         one.ask("open", folder=str(folder))
-        if one.name not in (RAW, STORED):
+        if not one.name.startswith((RAW, STORED)):
             looks[one.name] = one.ask("look", samples=LOOKED_AT)
     require_same(looks)
     rates: dict[str, list[float]] = {one.name: [] for one in running}
@@ -126,27 +128,34 @@ def ratios(ours: list[float], other: list[float]) -> str:
     return quartiles([a / b for a, b in zip(ours, other, strict=True)])
 
 
+def better(rates: dict[str, list[float]], library: str) -> tuple[str, list[float]] | None:
+    """The number of workers that suits a library best, and its rates; None where it takes no part."""
+    variants = [name for name in rates if name.startswith(f"{library},")]
+    best = max(variants, key=lambda name: statistics.median(rates[name]), default=None)
+    return None if best is None else (best, rates[best])
+
+
 def print_rates(rates: dict[str, list[float]], values_a_sample: float, values_a_byte: float) -> None:
     """`values_a_byte` is of a shard, headers and all: what a plain read has to move for one value."""
+    ours = better(rates, OURS)
+    assert ours is not None
     for name, rate in rates.items():
         middle = statistics.median(rate)
         samples = f"{middle / values_a_sample:8.0f} samples/s" if name != RAW else " " * 18
         line = f"    {name:30s} {samples} {middle / values_a_byte / 1e9:7.2f} GB/s of shards"
-        print(line + ("" if name == OURS else f"   Tessera / this {ratios(rates[OURS], rate)}"))
-    if RAW in rates and STORED in rates:
-        print(f"    Tessera, as stored / read()             {ratios(rates[STORED], rates[RAW])}")
+        print(line + ("" if name.startswith(OURS) else f"   {ours[0]} / this {ratios(ours[1], rate)}"))
+    if RAW in rates and (stored := better(rates, STORED)):
+        print(f"    {stored[0]} / read() {ratios(stored[1], rates[RAW])}")
     for library in LIBRARIES:
-        variants = [rate for name, rate in rates.items() if name.startswith(library)]
-        if variants:
-            best = max(variants, key=statistics.median)
-            print(f"    Tessera / the better {library:20s} {ratios(rates[OURS], best)}")
+        if theirs := better(rates, library):
+            print(f"    {ours[0]} / the better {library:20s} {ratios(ours[1], theirs[1])}")
 
 
 def print_starts(running: list[Contender], folder: Path, effort: Effort) -> None:
     """Without worker processes, whose own start would hide the rest."""
     print(f"  First batch after a resume at step {effort.steps:,} / after a cold start, median of {effort.starts} each")
     for one in running:
-        if one.name in (RAW, STORED) or one.name.endswith("2 workers"):
+        if one.name.startswith((RAW, STORED)) or one.name.endswith("2 workers"):
             continue
         if not one.ask("prepare", folder=str(folder), steps=effort.steps):
             print(f"    {one.name:30s} cannot be resumed")

@@ -13,7 +13,7 @@ TINY = replace(shelf.DEMO, title="tiny", samples=40, samples_per_shard=8)
 
 def test_sources_hand_out_every_sample_and_the_values_that_are_counted(tmp_path):
     manifest = shelf.write(TINY, tmp_path / "shards")
-    source, seen = Tessera(), {}
+    source, seen = Tessera(workers=1), {}
     for batch in source.open(str(tmp_path), source.state_at(str(tmp_path), 3)):
         seen |= {key: latent.numel() + text.numel() for key, latent, text in batch}
         if len(seen) == TINY.samples:
@@ -30,16 +30,29 @@ def test_reading_prints_rates_starts_and_memory(monkeypatch, capfd):
     monkeypatch.setattr(reading, "WAN", replace(TINY, title="first"))
     monkeypatch.setattr(reading, "DEMO", replace(TINY, title="second"))
     effort = reading.Effort(rounds=2, seconds=0.05, starts=2, steps=20)
-    reading.print_reading([reading.RAW, reading.OURS, reading.STORED], effort)
+    reading.print_reading([reading.RAW, "Tessera, 1 worker", "Tessera as stored, 1 worker"], effort)
     printed = capfd.readouterr().out
     assert re.findall(r"^  (\w+) latents: 40 samples", printed, flags=re.MULTILINE) == ["first", "second"]
-    assert len(re.findall(r"^    Tessera +\d+ samples/s +[\d.]+ GB/s of shards$", printed, flags=re.MULTILINE)) == 2
     assert (
-        len(re.findall(r"^    read\(\) .* GB/s of shards +Tessera / this [\d.]+ \(", printed, flags=re.MULTILINE)) == 2
+        len(re.findall(r"^    Tessera, 1 worker +\d+ samples/s +[\d.]+ GB/s of shards$", printed, flags=re.MULTILINE))
+        == 2
     )
-    assert len(re.findall(r"^    Tessera, as stored / read\(\) +[\d.]+ \(", printed, flags=re.MULTILINE)) == 2
-    assert re.search(r"^    Tessera +[\d.]+ ms / +[\d.]+ ms +[\d.]+ \(", printed, flags=re.MULTILINE)
+    pattern = r"^    read\(\) .* GB/s of shards +Tessera, 1 worker / this [\d.]+ \("
+    assert len(re.findall(pattern, printed, flags=re.MULTILINE)) == 2
+    assert len(re.findall(r"^    Tessera as stored, 1 worker / read\(\) +[\d.]+ \(", printed, flags=re.MULTILINE)) == 2
+    assert re.search(r"^    Tessera, 1 worker +[\d.]+ ms / +[\d.]+ ms +[\d.]+ \(", printed, flags=re.MULTILINE)
     assert len(re.findall(r"steps +[\d.]+ MiB", printed)) == 10
+
+
+def test_the_number_of_workers_that_suits_a_library_best_is_compared():
+    rates = {
+        "read()": [9.0, 9.0],
+        "A, 1 worker": [1.0, 2.0],
+        "A, 2 workers": [2.0, 3.0],
+        "A as stored, 1 worker": [8.0],
+    }
+    assert reading.better(rates, "A") == ("A, 2 workers", [2.0, 3.0])
+    assert reading.better(rates, "B") is None
 
 
 def test_loaders_that_disagree_are_told_and_a_missing_environment_too(monkeypatch, tmp_path):
