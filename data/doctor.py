@@ -17,6 +17,7 @@ from typing import Any
 from data.balance import PackCost
 from data.clip_outlook import ClipFolder, Fate, bucket_sizes
 from data.clips import INDEX_NAME
+from data.command import command
 from data.integrity import check_set
 from data.latent_shard import read_latent_shard
 from data.lattice import ClipConfig
@@ -209,25 +210,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command("stopped; nothing was changed, and the same command starts again")
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    try:
-        if given.workers is not None and given.workers < 1:
-            raise ValueError(f"--workers {given.workers} must be at least 1")
-        _settings(given)
-        storage = Storage(given.path)
-        if storage.exists(FILE_NAME):
-            return examine_latents(given)
-        if not storage.is_local:
-            raise ValueError(f"{given.path} has no {FILE_NAME}: of URLs only latent shards with one can be examined")
-        _refuse_latents(storage)
-        return examine_clips(ClipFolder.of(Path(given.path)), given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was changed, and the same command starts again", file=sys.stderr)
-        return 130
+    if given.workers is not None and given.workers < 1:
+        raise ValueError(f"--workers {given.workers} must be at least 1")
+    _settings(given)
+    storage = Storage(given.path)
+    if storage.exists(FILE_NAME):
+        return examine_latents(given)
+    if not storage.is_local:
+        raise ValueError(f"{given.path} has no {FILE_NAME}: of URLs only latent shards with one can be examined")
+    _refuse_latents(storage)
+    return examine_clips(ClipFolder.of(Path(given.path)), given)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import xxhash
 
+from data.command import command
 from data.index_rows import SUMS_NAME, IndexConfig, IndexedSet
 from data.latent_shard import parse_tensors, read_latent_shard
 from data.manifest import FILE_NAME, NULL_TEXT_NAME, Identity, write_manifest
@@ -208,34 +209,28 @@ def _fps(text: str) -> float | None:
     return None if text == "own" else float(text)
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; the exit code: 0 written, 1 something is wrong with the shards, 2 with the command."""
     given = _parser().parse_args(arguments)
-    try:
-        if given.workers is not None and given.workers < 1:
-            raise ValueError(f"--workers {given.workers} must be at least 1")
-        config = IndexConfig(
-            codec=codec_name(given.codec),
-            text=given.text,
-            fps=given.fps,
-            strides=tuple(given.strides),
-            patch_size=tuple(given.patch_size),
-            heldout_fraction=given.heldout_fraction,
-        )
-        manifest_hash, found = index(
-            given.folder,
-            config,
-            null_text=given.null_text,
-            out=given.out,
-            replace=given.replace,
-            workers=given.workers,
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written, and the same command starts again", file=sys.stderr)
-        return 130
+    if given.workers is not None and given.workers < 1:
+        raise ValueError(f"--workers {given.workers} must be at least 1")
+    config = IndexConfig(
+        codec=codec_name(given.codec),
+        text=given.text,
+        fps=given.fps,
+        strides=tuple(given.strides),
+        patch_size=tuple(given.patch_size),
+        heldout_fraction=given.heldout_fraction,
+    )
+    manifest_hash, found = index(
+        given.folder,
+        config,
+        null_text=given.null_text,
+        out=given.out,
+        replace=given.replace,
+        workers=given.workers,
+    )
     return _tell(given, manifest_hash, found)
 
 

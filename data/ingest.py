@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data.clips import INDEX_NAME, write_index
+from data.command import command
 from data.ingest_part import RECORDS, IngestProgress, PartRecord, PoolConfig, read_record, refuse_problems, work_parts
 from data.ingest_plan import IngestConfig, Plan, Problem, make_plan
 from data.listing import Columns, read_listing
@@ -26,7 +27,6 @@ from data.shards import put_in_place, restore_folder, write_whole
 
 REPORT_NAME = "report.json"
 SETTINGS_NAME = "ingest.json"
-EXIT_INTERRUPTED = 130
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,12 @@ def _standing_report(run: IngestRun, plan: Plan) -> dict[str, Any] | None:
     path = run.out / REPORT_NAME
     if run.replace or not path.is_file():
         return None
-    report: dict[str, Any] = json.loads(path.read_text())
-    if report["inputs"] != plan.inputs():
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+        inputs, _ = report["inputs"], report["clips"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): give another folder, or --replace") from error
+    if inputs != plan.inputs():
         raise ValueError(
             f"{run.out} was made when {run.source} held other files or captions: give another folder, or --replace"
         )
@@ -157,7 +161,8 @@ def _work(run: IngestRun, plan: Plan) -> list[PartRecord]:
     """Records of all parts, made or found, in order."""
     folder = run.unfinished
     if _differing(folder, run.config):
-        shutil.rmtree(folder)
+        for path in folder.iterdir():  # the folder itself is what is locked
+            _remove(path)
     (folder / RECORDS).mkdir(parents=True, exist_ok=True)
     if not (folder / SETTINGS_NAME).is_file():
         write_whole(folder / SETTINGS_NAME, _json(run.config.to_json()))
@@ -187,12 +192,15 @@ def _finish(run: IngestRun, plan: Plan, records: list[PartRecord]) -> dict[str, 
         raise ValueError(f"no clip could be made of {run.source}: {_counts(Counter(report['reasons']))}{first}")
     kept = {shard.name for shard in shards} | {REPORT_NAME, SETTINGS_NAME}
     for path in folder.iterdir():
-        if path.name == RECORDS or path.name in kept:
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name != RECORDS and path.name not in kept:
+            _remove(path)
     write_index(folder, shards)
     put_in_place(folder, run.out)
     return report
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _first(plan: Plan, records: list[PartRecord]) -> Problem:
@@ -245,22 +253,20 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, indent=1).encode()
 
 
+@command("interrupted; finished parts are kept, and the same command goes on")
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
+    run = _run_of(given)
     try:
-        run = _run_of(given)
         if given.dry_run:
             dry_run(run)
         else:
             ingest(run)
-    except (ValueError, OSError) as error:
-        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         full = f"the disk ran full while writing {given.out}: make room and run the same command again, which goes on"
-        print(f"error: {full if is_full else error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished parts are kept, and the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        raise OSError(full) from error
     return 0
 
 

@@ -1,5 +1,6 @@
 """The training loader: planned packs read as byte ranges of plain tars, ahead of the step that needs them."""
 
+import math
 import os
 import queue
 import signal
@@ -20,7 +21,7 @@ from data.curriculum import Curriculum
 from data.manifest import Manifest
 from data.mixture import DataSet
 from data.pack import PackPlan, Position
-from data.places import Places
+from data.places import Abandoned, Places
 from data.pool import Job, ReaderPool, cut_into_jobs
 from data.reads import NEIGHBOURS, Reads, packed_starts, plan_reads
 from data.sample import Memory, Sample, build_sample, wanted_members
@@ -111,7 +112,7 @@ class _Ready:
 
 
 class Loader(Iterator[StepData]):
-    """Endless steps from a position on, read ahead by worker processes. Use as a context manager.
+    """Steps from a position on, read ahead by worker processes. Use as a context manager.
 
     What goes wrong is raised by `wait` or `next` at the step that it concerns. The steps do not depend on the workers.
     """
@@ -122,11 +123,15 @@ class Loader(Iterator[StepData]):
         *,
         start: Position | None = None,
         packs_per_step: int,
+        steps: float = math.inf,
         share: RankShare | None = None,
         ahead: ReadAhead | None = None,
         hand_on: Callable[[Tensor], None] | None = None,
     ) -> None:
-        """`hand_on` gives the bytes (uint8) of the rank that reads to those that share its packs, in place."""
+        """`hand_on` gives the bytes (uint8) of the rank that reads to those that share its packs, in place.
+
+        More than `steps` are never asked for, nor read.
+        """
         self.share, self.ahead = share or RankShare(), ahead or ReadAhead()
         ranks = self.share.data_size
         if packs_per_step < 1 or packs_per_step % ranks:
@@ -141,7 +146,7 @@ class Loader(Iterator[StepData]):
         self._arena = None
         if self.share.reads:
             self._arena = Arena(self.ahead.num_bytes, workers=self.ahead.workers, pin=self.ahead.pin)
-        self._position = start or Position()
+        self._position, self._steps_left = start or Position(), steps
         self._places = Places.of(self._data, [])
         self._began = False
         self._unread: list[_Planned] = []
@@ -215,6 +220,8 @@ class Loader(Iterator[StepData]):
                 self._keep_reading(self._arena, pool)
             finally:
                 pool.close()
+        except Abandoned:
+            assert self._stop.is_set()
         except OSError as error:
             self._queue.put(ValueError(f"the loader cannot read ({error}): see that the machine has what it needs"))
         except Exception as error:  # noqa: BLE001 - handed to the consumer, which raises it
@@ -223,7 +230,7 @@ class Loader(Iterator[StepData]):
     def _plan_ahead(self) -> None:
         """Steps whose bytes come from another rank."""
         while not self._stop.is_set():
-            while self._queue.qsize() < self.ahead.steps:
+            while self._steps_left and self._queue.qsize() < self.ahead.steps:
                 planned = self._plan_step()
                 memory = torch.empty(packed_starts(planned.places, self._members)[1], dtype=torch.uint8)
                 self._queue.put(_Ready(planned=planned, packs=None, memory=memory))
@@ -232,7 +239,7 @@ class Loader(Iterator[StepData]):
     def _keep_reading(self, arena: Arena, pool: ReaderPool) -> None:
         pending: deque[_Chunk] = deque()
         while not self._stop.is_set():
-            while self._has_room(pending) and (chunk := self._begin(arena, pool, is_needed=not pending)):
+            while self._has_room(pending) and (chunk := self._begin(arena, pool, pending)):
                 pending.append(chunk)
                 del chunk
             if not pending:
@@ -254,11 +261,20 @@ class Loader(Iterator[StepData]):
 
     def _has_room(self, pending: Sequence[_Chunk]) -> bool:
         ahead = self._queue.qsize() + sum(len(chunk.steps) for chunk in pending)
-        return ahead + (len(self._unread) or self._chunk_steps) <= self.ahead.steps
+        following = len(self._unread) or min(self._chunk_steps, self._steps_left)
+        return 0 < following <= self.ahead.steps - ahead
 
-    def _begin(self, arena: Arena, pool: ReaderPool, *, is_needed: bool) -> _Chunk | None:
-        """Have the next steps read; None where there is no memory for them and other steps lie ready."""
-        steps = self._unread or self._plan_steps(arena.size // 2)
+    def _begin(self, arena: Arena, pool: ReaderPool, pending: Sequence[_Chunk]) -> _Chunk | None:
+        """Have the next steps read; None where others are to be handed out first.
+
+        These are others that lie ready where there is no memory, and those before one that cannot be planned.
+        """
+        try:
+            steps = self._unread or self._plan_steps(arena.size // 2)
+        except ValueError:
+            if not pending:
+                raise
+            return None  # it is raised again once they are handed out
         places = Places.joined([planned.places for planned in steps])
         urgency = np.full(len(places), len(steps))
         for number, planned in reversed(list(enumerate(steps))):
@@ -266,7 +282,7 @@ class Loader(Iterator[StepData]):
         reads = plan_reads(places, self._members, urgency=urgency)
         num_bytes = max(1, reads.num_bytes)  # of a step that cannot be had nothing is read
         region = arena.allocate(num_bytes)
-        if region is None and not (is_needed and self._queue.empty()):
+        if region is None and (pending or not self._queue.empty()):
             self._unread = steps
             return None
         region = region or arena.allocate_apart(num_bytes)
@@ -278,8 +294,12 @@ class Loader(Iterator[StepData]):
     def _plan_steps(self, limit_bytes: int) -> list[_Planned]:
         steps = [self._plan_step()]
         size = sum(int(steps[0].places.columns[f"{member}_size"].sum()) for member in self._members)
-        while len(steps) < self._chunk_steps and size * (len(steps) + 1) <= limit_bytes:
-            steps.append(self._plan_step())
+        most = min(self._chunk_steps, len(steps) + self._steps_left)
+        while len(steps) < most and size * (len(steps) + 1) <= limit_bytes:
+            try:
+                steps.append(self._plan_step())
+            except ValueError:
+                break  # it is raised when these were handed out, and it comes first
         return steps
 
     def _plan_step(self) -> _Planned:
@@ -296,20 +316,19 @@ class Loader(Iterator[StepData]):
             imbalance=imbalance([pack.cost for pack in packs], self.share.data_size),
             data=self._data,
         )
-        self._position = after
         rows = tuple(pack.rows for pack in mine)
-        places, failure = self._places_of(np.array([row for pack in rows for row in pack])), None
+        places, failure = self._places_of(np.array([row for pack in rows for row in pack]), after), None
+        self._position, self._steps_left = after, self._steps_left - 1
         if self._arena is not None:
             try:
-                places = places.supplied(self._members)
+                places = places.supplied(self._members, lambda: not self._stop.is_set())
             except ValueError as error:  # raised at its step
                 places, failure = places.take(np.empty(0, dtype=np.int64)).supplied(self._members), str(error)
         return _Planned(step=step, mine=rows, places=places, failure=failure)
 
-    def _places_of(self, rows: np.ndarray) -> Places:
+    def _places_of(self, rows: np.ndarray, after: Position) -> Places:
         """Look up rows; with them all of the window that is planned from, whose rows are all over the manifest."""
         if not self._places.has(rows):
-            after = self._position
             window = self.plan.plan(after).window_packs(after.epoch, after.window)
             self._places = Places.of(self._data, np.concatenate([rows, *(pack.rows for pack in window)]))
         return self._places.take(rows)

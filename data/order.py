@@ -8,18 +8,16 @@
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.balance import imbalance
+from data.command import command
 from data.mixture import DataSet
 from data.pack import PlannedPack
 from data.plan import PlanConfig, step_of_run
-
-EXIT_MISTAKE, EXIT_STOPPED = 2, 130
 
 
 def lines(shards: DataSet, config: PlanConfig, packs: Sequence[PlannedPack], ranks: int) -> Iterator[str]:
@@ -55,21 +53,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@command("stopped")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    try:
-        shards, config, packs, _ = step_of_run(options.run, options.step)
-        for line in lines(shards, config, packs, options.ranks):
-            print(line)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return EXIT_STOPPED
+    shards, config, packs, _ = step_of_run(options.run, options.step)
+    for line in lines(shards, config, packs, options.ranks):
+        print(line)
     if options.decode is None:
         return 0
     # Decoding needs a network, and networks are not known here.

@@ -1,7 +1,7 @@
 """Where samples lie: what the manifests say of some rows, a whole step or window at a time."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,10 @@ from data.mixture import DataSet
 from data.rows import PLACE_COLUMNS, Column
 
 _COLUMNS = ("key", "source", "grid_t", "grid_h", "grid_w", "video_tokens", "fps", *PLACE_COLUMNS)
+
+
+class Abandoned(Exception):
+    """Samples were being made, and nobody needs them any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,11 @@ class Places:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def supplied(self, members: Sequence[str]) -> "Places":
-        """With members of planned samples made, and where they lie. ValueError where one cannot be."""
+    def supplied(self, members: Sequence[str], is_needed: Callable[[], bool] = lambda: True) -> "Places":
+        """With members of planned samples made, and where they lie. ValueError where one cannot be.
+
+        Making them can take long: `Abandoned` is raised before the next one where `is_needed` says no.
+        """
         if all(manifest.supply is None for manifest in self.data.manifests):
             return self
         columns = {name: values.copy() for name, values in self.columns.items()}
@@ -69,8 +76,10 @@ class Places:
             here = np.flatnonzero(self.source == source)
             if manifest.supply is None or not len(here):
                 continue
-            found = manifest.supply(self.columns["key"][here].tolist(), members)
-            for number, kept in zip(here.tolist(), found, strict=True):
+            for number in here.tolist():
+                if not is_needed():
+                    raise Abandoned
+                kept = manifest.supply(self.columns["key"][number], members)
                 for member in members:
                     place, planned = kept[member].place, int(self.columns[f"{member}_size"][number])
                     if place.size != planned:

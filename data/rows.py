@@ -51,7 +51,7 @@ class Rows:
         try:
             self._parquet = pyarrow.parquet.ParquetFile(file)
             schema = self._parquet.schema_arrow
-        except (pyarrow.ArrowException, OSError) as error:
+        except Exception as error:  # each file system has errors of its own
             raise ValueError(f"{where} cannot be read ({error}): encode the clips again") from error
         self.metadata: dict[bytes, bytes] = schema.metadata or {}
         self.has_schema = schema.remove_metadata().equals(SCHEMA)
@@ -96,7 +96,7 @@ class Rows:
             return self._kept[group, name]
         try:
             table = self._parquet.read_row_group(group, columns=[name], use_threads=False)
-        except (pyarrow.ArrowException, OSError) as error:
+        except Exception as error:  # each file system has errors of its own
             raise ValueError(f"{self._where} cannot be read ({error}): encode the clips again") from error
         values = _to_numpy(table[name])
         if not self._digests or digest(values) != self._digests[group][name]:

@@ -1,6 +1,9 @@
 """Where shards lie: a local folder, or a URL that fsspec can open (an object store)."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +15,10 @@ class Storage:
     """Read-only access to the files under one folder or URL, by their names relative to it."""
 
     def __init__(self, root: str | Path) -> None:
-        """ValueError for a URL that starts programs (`pipe:`) or that fsspec does not know."""
+        """ValueError for a URL that starts programs (`pipe:`) or that fsspec does not know.
+
+        Methods raise OSError where something cannot be read.
+        """
         self.root = str(root)
         self._remote: AbstractFileSystem | None = None
         if "://" in self.root or "::" in self.root or self.root.startswith("pipe:"):
@@ -35,9 +41,11 @@ class Storage:
             return {name: _local_size(Path(self.root) / name) for name in names}
         if len(names) == 1:
             path = self._path(names[0])
-            return {names[0]: int(self._remote.size(path)) if self._remote.isfile(path) else None}
+            with _told(self.where(names[0])):
+                return {names[0]: int(self._remote.size(path)) if self._remote.isfile(path) else None}
         # One listing, however many shards there are.
-        found = self._remote.find(self._base, detail=True)
+        with _told(self.root):
+            found = self._remote.find(self._base, detail=True)
         listed = {path: int(entry["size"]) for path, entry in found.items()}
         return {name: listed.get(self._path(name)) for name in names}
 
@@ -47,25 +55,38 @@ class Storage:
             root = Path(self.root)
             return sorted(str(path.relative_to(root)) for path in root.rglob(f"*.{extension}") if path.is_file())
         base = len(self._base) + 1
-        return sorted(path[base:] for path in self._remote.find(self._base) if path.endswith(f".{extension}"))
+        with _told(self.root):
+            return sorted(path[base:] for path in self._remote.find(self._base) if path.endswith(f".{extension}"))
 
     def open(self, name: str) -> IO[bytes]:
         """The file for reading; it can seek."""
         if self._remote is None:
             return open(Path(self.root) / name, "rb")
-        return self._remote.open(self._path(name), "rb")
+        with _told(self.where(name)):
+            return self._remote.open(self._path(name), "rb")
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes [start, end) of a file; fewer where it ends before. OSError where it cannot be read."""
+        """Bytes [start, end) of a file; fewer where it ends before."""
         if self._remote is None:
             with open(Path(self.root) / name, "rb") as file:
                 return os.pread(
                     file.fileno(), (end if end is not None else os.fstat(file.fileno()).st_size) - start, start
                 )
-        return self._remote.cat_file(self._path(name), start=start, end=end)
+        with _told(self.where(name)):
+            return self._remote.cat_file(self._path(name), start=start, end=end)
 
     def _path(self, name: str) -> str:
         return f"{self._base}/{name}"
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """An OSError that says what it was about, whatever the client of an object store raises."""
+    try:
+        yield
+    except Exception as error:
+        detail = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
+        raise OSError(getattr(error, "errno", None) or errno.EIO, f"{where} cannot be read ({detail})") from error
 
 
 def _remote(url: str) -> tuple[AbstractFileSystem, str]:

@@ -57,6 +57,7 @@ class Run:
             self.plan,
             start=start,
             packs_per_step=self.config.data.packs_per_step,
+            steps=self.config.run.steps - start.step,
             share=RankShare(
                 data_rank=grid.data_rank,
                 data_size=grid.data_size,

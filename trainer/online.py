@@ -4,10 +4,12 @@ The loader asks for the members of a step's samples before it reads them, a few 
 read from there. See `trainer.online_plan` for how packs are planned before anything is encoded.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -56,7 +58,7 @@ class OnlineEncoder:
     def __init__(self, config: TrainConfig) -> None:
         assert config.data.folder is not None
         self.config, self.cache = encode_config(config, folder=config.data.folder), Cache(config.data.online.cache)
-        self._cache_bytes = config.data.online.cache_bytes
+        self._cache_bytes, self._timeout_s = config.data.online.cache_bytes, config.data.read_timeout_s
         self.device = "auto"
         """That of the rank, once it is known."""
         self._lines = read_records(Path(self.config.folder))
@@ -67,10 +69,10 @@ class OnlineEncoder:
         self._lock = threading.Lock()
         """The loader asks from a thread of its own."""
 
-    def __call__(self, keys: Sequence[str], members: Sequence[str]) -> list[dict[str, Kept]]:
-        """Where the members of samples lie, made if need be. ValueError names the clip and its shard."""
+    def __call__(self, key: str, members: Sequence[str]) -> dict[str, Kept]:
+        """Where the members of a sample lie, made if need be. ValueError names the clip and its shard."""
         with self._lock:
-            return [self._members(self._record(key), members) for key in keys]
+            return self._members(self._record(key), members)
 
     def sizes(self, manifest: Manifest) -> dict[str, int]:
         """Bytes of each entry of the cache that the samples of a plan need."""
@@ -172,8 +174,7 @@ class OnlineEncoder:
     def _media(self, record: Record) -> bytes:
         """The file of a clip, as it was when it was planned."""
         try:
-            with open(Path(self.config.clips) / record.shard, "rb") as file:
-                data = os.pread(file.fileno(), record.media.size, record.media.offset)
+            data = _read_within(self._timeout_s, Path(self.config.clips) / record.shard, record.media)
         except OSError as error:
             raise ValueError(f"{self._where(record)} cannot be read ({error.strerror}): restore the shard") from error
         if hashlib.sha256(data).hexdigest() != record.media.sha256:
@@ -206,6 +207,27 @@ class OnlineEncoder:
         return hashlib.sha256(f"{self._text_name} {json.dumps(record.captions)}".encode()).hexdigest()
 
 
+def _read_within(timeout_s: float, path: Path, place: MediaPlace) -> bytes:
+    """Bytes of a file. TimeoutError where none come: nothing ends a thread that a storage holds, so it is left."""
+    answer: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            with open(path, "rb") as file:
+                answer.put(os.pread(file.fileno(), place.size, place.offset))
+        except OSError as error:
+            answer.put(error)
+
+    threading.Thread(target=read, name="media", daemon=True).start()
+    try:
+        found = answer.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TimeoutError(errno.ETIMEDOUT, f"nothing came within data.read_timeout_s={timeout_s:g}") from None
+    if isinstance(found, OSError):
+        raise found
+    return found
+
+
 def begin(config: TrainConfig, manifest: Manifest, grid: Grid) -> None:
     """For a run on clips: make room in the cache, and on each rank a part of the held-out samples that all read."""
     encoder = manifest.supply
@@ -217,7 +239,8 @@ def begin(config: TrainConfig, manifest: Manifest, grid: Grid) -> None:
         if grid.rank == 0:
             encoder.make_room(manifest)
         keys = heldout.keys(heldout_rows(heldout, config.evaluation.max_samples))
-        encoder(keys[grid.rank :: grid.world_size], tuple(MEMBERS))
+        for key in keys[grid.rank :: grid.world_size]:
+            encoder(key, tuple(MEMBERS))
     except ValueError as error:
         failure = str(error)
     except OSError as error:

@@ -261,7 +261,7 @@ def test_the_command_line_ends_with_a_sentence_and_a_code(
 ):
     (tmp_path / "file").write_text("")
     assert data.demo.main([str(tmp_path / "file"), "--cache", str(tmp_path / "cache")]) == 2
-    assert capsys.readouterr().err.startswith("data.demo: ")
+    assert capsys.readouterr().err.startswith("error: ")
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

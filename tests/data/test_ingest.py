@@ -103,6 +103,13 @@ def test_other_settings_and_other_files_are_refused_unless_replaced(tmp_path: Pa
     assert clip_shards_identity(out) == identity
     assert run(folder, out, "--crf", 30, "--replace") == 0
     assert count_clips(out) == 2
+    (out / "report.json").write_text('{"inputs": ')
+    assert run(folder, out, "--crf", 30) == 2
+    assert f"{out}/report.json is damaged" in capsys.readouterr().err
+    (out / "report.json").write_text("{}")
+    assert run(folder, out, "--crf", 30) == 2
+    assert f"{out}/report.json is damaged (KeyError('inputs')): give another folder" in capsys.readouterr().err
+    assert run(folder, out, "--crf", 30, "--replace") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
@@ -114,6 +121,11 @@ def test_an_unfinished_run_with_other_settings_is_refused_too(tmp_path: Path, ca
     assert "error: --strict: b.mp4: cannot be decoded" in capsys.readouterr().err
     assert run(tmp_path / "in", tmp_path / "out", *options, "--crf", 30) == 2
     assert "out.unfinished was made with other settings" in capsys.readouterr().err
+    locked = (tmp_path / "out.unfinished").stat().st_ino
+    assert run(tmp_path / "in", tmp_path / "out", *options, "--crf", 30, "--replace", "--strict") == 2
+    assert (tmp_path / "out.unfinished").stat().st_ino == locked, "the folder that is locked stays"
+    assert "--strict: b.mp4" in capsys.readouterr().err
+    assert run(tmp_path / "in", tmp_path / "out", *options, "--strict", "--replace") == 2
     put(tmp_path / "in", "b.mp4", film((30,)), "two")
     assert run(tmp_path / "in", tmp_path / "out", *options, "--strict") == 0
     assert "going on: 1 of 2 parts stand" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 import gc
 import os
 import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -181,6 +182,44 @@ def test_an_error_of_the_reading_thread_reaches_the_consumer(tmp_path):
         steps(loader, 20)
     with pytest.raises(ValueError, match="film/clip0007"):
         next(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("torn", [0, 1, 5, 6])
+def test_steps_before_one_that_cannot_be_planned_are_handed_out(manifest, monkeypatch, torn, workers):
+    real = PackPlan.step
+
+    def step(self, position, packs):
+        if position.step >= torn:
+            raise ValueError("its key column does not match its hash")
+        return real(self, position, packs)
+
+    monkeypatch.setattr(PackPlan, "step", step)
+    with Loader(plan(manifest), packs_per_step=2, ahead=ReadAhead(steps=4, workers=workers)) as loader:
+        assert [next(loader).position_after.step for _ in range(torn)] == list(range(1, torn + 1))
+        for _ in range(2):
+            with pytest.raises(ValueError, match="does not match its hash"):
+                next(loader)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_no_more_is_planned_than_the_steps_that_are_wanted(manifest, monkeypatch, count, reads):
+    planned, real = [], PackPlan.step
+
+    def step(self, position, packs):
+        planned.append(position.step)
+        return real(self, position, packs)
+
+    monkeypatch.setattr(PackPlan, "step", step)
+    share, ahead = RankShare(reads=reads), ReadAhead(steps=4, workers=0)
+    hand_on = None if reads else torch.Tensor.zero_
+    with Loader(plan(manifest), packs_per_step=2, steps=count, share=share, ahead=ahead, hand_on=hand_on) as loader:
+        for _ in range(count):
+            loader.wait()
+            loader._ready = None
+        time.sleep(0.1)
+    assert planned == list(range(count))
 
 
 def test_a_shard_that_vanishes_while_training_is_named(tmp_path):

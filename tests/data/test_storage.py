@@ -1,5 +1,6 @@
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from data.storage import Storage
 
@@ -43,6 +44,42 @@ def test_files_open_and_seek(storage):
 def test_names_are_told_in_full(storage):
     assert storage.where("b/c.tar").endswith("/b/c.tar")
     assert storage.is_local == (not storage.root.startswith("memory:"))
+
+
+class Forbidden(Exception):
+    """As clients of object stores raise, which is no OSError."""
+
+
+class Closed(MemoryFileSystem):
+    """A bucket that its owner closed."""
+
+    protocol = "closed"
+
+    def isfile(self, path):
+        raise Forbidden("403")
+
+    def find(self, path, **rest):
+        raise Forbidden("403")
+
+    def cat_file(self, path, **rest):
+        raise Forbidden("403")
+
+    def open(self, path, mode="rb", **rest):
+        raise Forbidden("403")
+
+
+def test_what_a_client_raises_is_an_error_of_the_system_with_the_place():
+    fsspec.register_implementation("closed", Closed, clobber=True)
+    storage = Storage("closed://bucket")
+    for ask, where in [
+        (lambda: storage.exists("a.tar"), "closed://bucket/a.tar"),
+        (lambda: storage.sizes(["a.tar", "b.tar"]), "closed://bucket"),
+        (lambda: storage.names("tar"), "closed://bucket"),
+        (lambda: storage.open("a.tar"), "closed://bucket/a.tar"),
+        (lambda: storage.read("a.tar", 0, 4), "closed://bucket/a.tar"),
+    ]:
+        with pytest.raises(OSError, match=rf"{where} cannot be read \(Forbidden: 403\)"):
+            ask()
 
 
 @pytest.mark.parametrize("url", ["pipe:curl evil", "simplecache::pipe:curl evil"])

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,11 +73,12 @@ def is_looked_at_and_evaluated_like(encoded, run):
 
 
 def test_ranks_that_share_packs_and_those_that_do_not_train_the_same_run(online_clips, commands, whole):
-    """Four steps by a tensor pair, of which one reads, and the rest by two replicas."""
+    """Three steps by a tensor pair, of which one reads, two by a pipeline, and the rest by two replicas."""
     run = words(folder="ranks", data__online__cache="cache_ranks")
-    event = {"step": 4, "rank": 1, "signal": "SIGUSR1"}
-    stopped = commands.run([*run, "parallel=tp2"], cwd=online_clips, ranks=2, event=event)
-    assert stopped.code == 75, stopped.err
+    for layout, steps in [("tp2", 3), ("pp2", 2)]:
+        event = {"step": steps, "rank": 1, "signal": "SIGUSR1"}
+        stopped = commands.run([*run, f"parallel={layout}"], cwd=online_clips, ranks=2, event=event)
+        assert stopped.code == 75, stopped.err
     commands.run([*run, "parallel=dp2"], cwd=online_clips, ranks=2).ok()
     ours = numbers(online_clips / "ranks")
     for row, other in zip(ours, whole, strict=True):
@@ -84,6 +88,24 @@ def test_ranks_that_share_packs_and_those_that_do_not_train_the_same_run(online_
                 assert value == pytest.approx(other[name], rel=PARITY)
             elif name != "imbalance":  # of two replicas
                 assert value == other[name]
+
+
+def test_clips_are_mixed_with_encoded_ones_as_if_all_were_encoded(online_clips, whole, tmp_path):
+    others = {"data__others": f"{{{online_clips / 'encoded_clips'}: 2.0}}"}
+    shutil.copytree(online_clips / "encoded_clips", tmp_path / "copy")
+    encoded = {"data__clips": None, "data__folder": tmp_path / "copy"}
+    seen = []
+    for given in ({"data__online__cache": tmp_path / "cache"}, encoded):
+        plan = open_shards(with_plan(config(online_clips, **given, **others)))[1]
+        with Loader(plan, packs_per_step=2, steps=6, ahead=ReadAhead(workers=0)) as loader:
+            samples = [one for step in loader_steps(loader, 6) for pack in step.packs for one in pack]
+        seen.append([(one.key, one.index, one.latent_CTHW.sum().item(), one.text["caption"].sum()) for one in samples])
+    assert seen[0] == seen[1]
+    assert len({index for _, index, *_ in seen[0]}) > len({key for key, *_ in seen[0]}), "some of either"
+
+
+def loader_steps(loader, count):
+    return [next(loader) for _ in range(count)]
 
 
 def damage(clips, key):
@@ -153,25 +175,26 @@ def test_windows_of_a_clip_are_made_together_and_text_without_them(planned, monk
     monkeypatch.setattr(online, "windows_of", lambda media, **rest: decoded.append(media.key) or real(media, **rest))
     keys = [key for key in all_keys(planned) if key.startswith("shot2_w")]
     assert len(keys) > 1
-    (text,) = supply(keys[:1], ("json", "text"))
+    text = supply(keys[0], ("json", "text"))
     assert text.keys() == {"json", "text"} and not decoded
-    made = supply(keys, tuple(MEMBERS))
+    made = [supply(key, tuple(MEMBERS)) for key in keys]
     assert decoded == ["shot2"]
     assert len({one["latent"].path for one in made}) == len(keys)
     assert {one["text"].path for one in made} == {text["text"].path}
     os.truncate(made[0]["latent"].path, 100)
-    assert supply(keys, tuple(MEMBERS)) == made and decoded == ["shot2", "shot2"]
+    assert [supply(key, tuple(MEMBERS)) for key in keys] == made and decoded == ["shot2", "shot2"]
 
 
 def test_networks_leave_when_the_cache_has_everything(planned, monkeypatch):
     supply = supply_of(planned)
     monkeypatch.setattr(online, "_IDLE_SAMPLES", 3)
     keys = all_keys(planned)[:4]
-    supply(keys[:1], ("json", "text"))
+    supply(keys[0], ("json", "text"))
     assert "_encoders" in vars(supply)
-    supply(keys[:1] * 3, ("json", "text"))
+    for _ in range(3):
+        supply(keys[0], ("json", "text"))
     assert "_encoders" not in vars(supply)
-    assert supply(keys[1:], ("json", "text"))[0].keys() == {"json", "text"}
+    assert supply(keys[1], ("json", "text")).keys() == {"json", "text"}
 
 
 def test_a_latent_that_is_not_finite_is_told_with_its_clip(online_clips, tmp_path):
@@ -191,7 +214,43 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_clip(planned, tmp_path)
     blocked = supply.cache.path(supply._text_key(record)).parent
     blocked.write_text("a file in the place of a folder")
     with pytest.raises(ValueError, match=rf"clip {record.clip_key}.*: data\.online\.cache=.* cannot be used"):
-        supply([key], ("json", "text"))
+        supply(key, ("json", "text"))
+
+
+def test_a_storage_that_does_not_answer_is_told_with_the_clip(planned, tmp_path):
+    supply, key = supply_of(replace(planned, data=replace(planned.data, read_timeout_s=0.2))), all_keys(planned)[0]
+    shard = tmp_path / "clips" / supply._record(key).shard
+    shard.unlink()
+    os.mkfifo(shard)  # opening it waits for somebody who writes
+    with pytest.raises(
+        ValueError, match=rf"{shard}: clip .* cannot be read \(nothing came within data\.read_timeout_s"
+    ):
+        supply(key, tuple(MEMBERS))
+    os.close(os.open(shard, os.O_WRONLY))
+
+
+def test_closing_waits_for_no_clip_that_no_step_needs_any_more(planned, monkeypatch):
+    """Neither those of steps that were read ahead, nor any after the last step."""
+    real, asked, begun = online.OnlineEncoder.__call__, [], threading.Event()
+
+    def slowly(supply, key, members):
+        asked.append(key)
+        if len(asked) == 3:
+            begun.set()
+            time.sleep(0.5)
+        return real(supply, key, members)
+
+    monkeypatch.setattr(online.OnlineEncoder, "__call__", slowly)
+    plan = open_shards(planned)[1]
+    with Loader(plan, packs_per_step=2, ahead=ReadAhead(workers=0)):
+        assert begun.wait(60)
+    assert len(asked) == 3
+    asked.clear()
+    begun.set()
+    with Loader(plan, packs_per_step=1, steps=2, ahead=ReadAhead(workers=0)) as loader:
+        rows = {row for _ in range(2) for row in next(loader).rows[0]}
+        time.sleep(0.3)
+    assert len(asked) >= len(rows) and {*asked} == {*open_shards(planned)[0].keys(sorted(rows))}
 
 
 @pytest.mark.parametrize(
