@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 log = logging.getLogger(__name__)
 ID_FILE, RUN_FILE = "wandb_id", "run.json"
+_NICE = 10
 NEWEST_FILE = "wandb/newest"
 """Names the newest mirror of a run: one that was left over from an earlier start shows nothing any more."""
 
@@ -39,7 +40,7 @@ class WandbConfig:
 def describe_run(folder: Path, config: WandbConfig, *, name: str, settings: dict[str, Any]) -> str:
     """Write what W&B is told of a run as a whole, `run.json`; returns the id that all its starts share."""
     id_file = folder / ID_FILE
-    if not id_file.exists():
+    if not (id_file.exists() and id_file.read_text(encoding="utf-8").strip()):  # a full disk leaves an empty file
         id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
     described = {"name": name, "wandb": asdict(config), "settings": settings}
     (folder / RUN_FILE).write_text(json.dumps(described, indent=1), encoding="utf-8")
@@ -68,6 +69,8 @@ class Mirror:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the run, which then says how it ended
             )
+        # Where all cores are busy, training goes first; wandb's own process inherits it.
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICE)
 
     def look(self) -> None:
         """Say so, once, where the mirror has ended before the run."""
