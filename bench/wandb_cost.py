@@ -36,7 +36,7 @@ from trainer.metrics import read_metrics
 CONF = Path(__file__).parents[1] / "conf"
 TEXT_DIM, TEXT_TOKENS, SAMPLES = 384, 12, 24
 SETTINGS = {
-    "data.tokens_per_pack": 512,
+    "data.tokens_per_pack": 256,
     "data.packs_per_step": 2,
     "data.workers": 0,
     "run.log_every": 1,

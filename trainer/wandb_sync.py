@@ -35,7 +35,7 @@ _SLACK_S = 1.0
 _TAKEN_OVER = {"by_tokens": "tokens", "by_flops": "flops"}
 """Losses are logged again under these prefixes, drawn against that number and not against the step."""
 _LOSSES = ("loss", "heldout/loss")
-_EVENTS = ("alert", "samples", "checkpoint")
+_EVENTS = ("samples", "checkpoint")
 
 
 class Page:
@@ -106,11 +106,12 @@ class Page:
         if step != self._step:
             self.send()
             self._step = step
-        if is_new:
-            self._entry |= self._drawn(row)
-        if "alert" in row and is_news:
+        if "alert" in row:
             kind, text = row["alert"]["kind"], row["alert"]["text"]
-            self.run.alert(f"{self.name}: {kind}", text, level="INFO" if kind == "preemption" else "ERROR")
+            if is_news:
+                self.run.alert(f"{self.name}: {kind}", text, level="INFO" if kind == "preemption" else "ERROR")
+        elif is_new:
+            self._entry |= self._drawn(row)
         if "checkpoint" in row and (is_new or is_news) and (self.folder / row["checkpoint"]["path"]).is_dir():
             self._log_files("checkpoint", [row["checkpoint"]["path"]], row["checkpoint"])
 
