@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import hydra
@@ -142,7 +143,7 @@ def train(way: Way, folder: Path, steps: int, model: str) -> Taken:
     times = [row["time"] for row in read_metrics(folder) if "loss" in row]
     if len(times) != steps:
         raise SystemExit(f"{folder}/metrics.jsonl has {len(times)} of {steps} steps")
-    took = [after - before for before, after in zip(times, times[1:], strict=False)]
+    took = [after - before for before, after in pairwise(times)]
     return Taken(mean_s=statistics.mean(took), median_s=statistics.median(took), whole_s=whole)
 
 

@@ -71,7 +71,7 @@ class _Listener(ThreadingHTTPServer):
 
 
 class WandbServer:
-    """Listens on loopback inside a `with` block; `runs` by id and `artifacts` (the client's own words) are what came."""
+    """Listens on loopback inside a `with` block; what came is `runs` by id, and `artifacts` in the client's words."""
 
     def __init__(self) -> None:
         self.runs: dict[str, StoredRun] = {}
@@ -96,7 +96,7 @@ class WandbServer:
                 self.end_headers()
                 self.wfile.write(answer)
 
-            do_POST = do_PUT = do_GET = _answer  # noqa: N815 - the names that http.server looks for
+            do_POST = do_PUT = do_GET = _answer
 
         self._http = _Listener(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -134,8 +134,10 @@ class WandbServer:
     def _data(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
         match operation:
             case "Viewer":
-                return {"viewer": {"id": "V", "username": "local", "email": "", "flags": "{}", "teams": {"edges": []}}
-                        | {"entity": "local"}}
+                return {
+                    "viewer": {"id": "V", "username": "local", "email": "", "flags": "{}", "teams": {"edges": []}}
+                    | {"entity": "local"}
+                }
             case "ArtifactType" | "FetchArtifactDigestAlgorithm":
                 return {"project": None}
             case "OrganizationCoreWeaveOrganizationID":

@@ -24,7 +24,7 @@ from typing import IO, Any, Literal
 import wandb
 
 from trainer.goodput import process_age_s
-from trainer.mirror import ID_FILE, NEWEST_FILE, RUN_FILE, WandbConfig
+from trainer.mirror import ID_FILE, NEWEST_FILE, RUN_FILE, URL_FILE, WandbConfig
 from trainer.signals import EXIT_STOPPED
 
 _POLL_S = 0.5
@@ -202,6 +202,10 @@ def follow(page: Page) -> None:
             print(f"no answer from W&B, tried again every {_RETRY_S:g} s: {error}", flush=True)
             if (exit_code := _told(_RETRY_S)) is not None:
                 raise
+    if url := page.run.url:
+        scratch = page.folder / f"{URL_FILE}.tmp"
+        scratch.write_text(url, encoding="utf-8")
+        scratch.rename(page.folder / URL_FILE)
     torn: list[str] = []
     with (page.folder / "metrics.jsonl").open(encoding="utf-8") as file:
         while exit_code is None:
@@ -258,7 +262,9 @@ def work(options: argparse.Namespace) -> int:
     """Do what was asked for; the exit code."""
     folder: Path = options.run
     require_record(folder)
-    mode = options.mode or ("online" if described(folder)[0].mode == "online" else "offline")
+    mode: Literal["online", "offline"] = options.mode or (
+        "online" if described(folder)[0].mode == "online" else "offline"
+    )
     with locked(folder, waits=options.follow is not None):
         if options.follow is not None:
             if (folder / NEWEST_FILE).read_text(encoding="utf-8") == options.follow:
