@@ -256,6 +256,8 @@ def require_record(folder: Path) -> None:
     for name in (RUN_FILE, ID_FILE, "metrics.jsonl"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: name the folder of a run, such as runs/demo-dit")
+    if not (folder / ID_FILE).read_text(encoding="utf-8").strip():
+        raise ValueError(f"{folder / ID_FILE} is empty, as a full disk leaves it: --fresh gives the run an id")
 
 
 def work(options: argparse.Namespace) -> int:
@@ -270,8 +272,6 @@ def work(options: argparse.Namespace) -> int:
             if (folder / NEWEST_FILE).read_text(encoding="utf-8") == options.follow:
                 follow(Page(folder, mode, parent=os.getppid()))
             return 0
-        if options.fresh:
-            (folder / ID_FILE).write_text(os.urandom(6).hex(), encoding="utf-8")
         rows, where = rebuild(Page(folder, mode, parent=None))
     print(f"{rows} rows in {where}" + (f"; to upload them: wandb sync {where}" if mode == "offline" else ""))
     return 0
