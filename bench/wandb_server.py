@@ -163,6 +163,11 @@ class WandbServer:
                 one = {"id": str(len(self.artifacts)), "state": "PENDING", "artifactSequence": {"id": "S"}}
                 one |= {"digest": given["input"]["digest"], "versionIndex": 0}
                 return {"createArtifact": {"artifact": one}}
+            case "CreateArtifactFiles":
+                names = [one["name"] for one in given["input"]["artifactFiles"]]
+                file = {"uploadUrl": f"{self.url}/upload", "uploadHeaders": [], "uploadMultipartUrls": None}
+                nodes = [{"node": {"storagePath": name, "artifact": {"id": "A"}} | file} for name in names]
+                return {"createArtifactFiles": {"files": {"edges": nodes}}}
             case "CommitArtifact":
                 return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": ""}}}
             case "CreateArtifactManifest" | "UpdateArtifactManifest":

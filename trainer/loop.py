@@ -204,8 +204,9 @@ def save(run: Run, progress: Progress) -> None:
     if run.grid.rank == 0:
         with run.metrics.guarded(root):
             prune_checkpoints(root, run.config.run.keep_checkpoints)
-        where = step_folder(root, progress.step).relative_to(run.config.path)
-        run.metrics.write(progress.step, {"checkpoint": {"path": str(where), **vars(progress)}})
+        where = step_folder(root, progress.step)
+        relative = str(where.relative_to(run.config.path))
+        run.metrics.write(progress.step, {"checkpoint": {"path": relative, **vars(progress)}})
         run.metrics.say(f"step {progress.step}: saved in {where}, {time.perf_counter() - started:.1f} s")
     run.grid.barrier()
 
