@@ -251,27 +251,28 @@ def locked(folder: Path, *, waits: bool) -> IO[str]:
     return file
 
 
-def require_record(folder: Path) -> None:
-    """ValueError where a folder is not that of a run."""
+def require_record(folder: Path, *, has_id: bool) -> None:
+    """ValueError where a folder is not that of a run, or of one without an id that should have one."""
     for name in (RUN_FILE, ID_FILE, "metrics.jsonl"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: name the folder of a run, such as runs/demo-dit")
-    if not (folder / ID_FILE).read_text(encoding="utf-8").strip():
+    if has_id and not (folder / ID_FILE).read_text(encoding="utf-8").strip():
         raise ValueError(f"{folder / ID_FILE} is empty, as a full disk leaves it: --fresh gives the run an id")
 
 
 def work(options: argparse.Namespace) -> int:
     """Do what was asked for; the exit code."""
     folder: Path = options.run
-    require_record(folder)
-    mode: Literal["online", "offline"] = options.mode or (
-        "online" if described(folder)[0].mode == "online" else "offline"
-    )
+    require_record(folder, has_id=not options.fresh)
+    given = described(folder)[0].mode
+    mode: Literal["online", "offline"] = options.mode or ("offline" if given == "disabled" else given)
     with locked(folder, waits=options.follow is not None):
         if options.follow is not None:
             if (folder / NEWEST_FILE).read_text(encoding="utf-8") == options.follow:
                 follow(Page(folder, mode, parent=os.getppid()))
             return 0
+        if options.fresh:
+            (folder / ID_FILE).write_text(os.urandom(6).hex(), encoding="utf-8")
         rows, where = rebuild(Page(folder, mode, parent=None))
     print(f"{rows} rows in {where}" + (f"; to upload them: wandb sync {where}" if mode == "offline" else ""))
     return 0

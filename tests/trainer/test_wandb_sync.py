@@ -265,6 +265,11 @@ def test_a_record_that_cannot_be_read_is_refused_in_one_sentence(tmp_path, capsy
     with path.open() as file, pytest.raises(ValueError) as error:
         list(rows_of(file, []))
     assert str(error.value) == f"{path} has a line that is no row ('\\x00\\x00\\x00\\n'): take it out"
+    (tmp_path / ID_FILE).write_text("")
+    assert main([str(tmp_path)]) == 2
+    told = f"error: {tmp_path}/wandb_id is empty, as a full disk leaves it: --fresh gives the run an id\n"
+    assert capsys.readouterr().err == told
+    (tmp_path / ID_FILE).write_text("id")
     (tmp_path / RUN_FILE).write_text('{"name": "x"}')
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/run.json does not describe a run (KeyError: 'wandb')")
