@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from trainer.goodput import clock, duration
+
 _MARGIN_S = 10.0
 _SLOWER = 1.5
 """How much longer than its longest yet a thing may take."""
@@ -23,6 +25,13 @@ class Deadline:
         start = time.perf_counter()
         yield
         self._longest_s[kind] = max(self._longest_s.get(kind, 0.0), time.perf_counter() - start)
+
+    def told(self) -> str | None:
+        """When time is up, for the log; None where there is no limit."""
+        if self._end_time is None:
+            return None
+        left = duration(max(0.0, self._end_time - time.time()))
+        return f"the job's time is up at {clock(self._end_time)}, in {left}: the run saves and leaves before that"
 
     def forbids(self, kinds: Iterable[str]) -> str | None:
         """Why things of these kinds, done one after the other, would end too late; None where they would not.

@@ -71,6 +71,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
+def clock(at: float) -> str:
+    """`05:24`, and the day before it where that is not today."""
+    today = time.localtime()[:3] == time.localtime(at)[:3]
+    return time.strftime("%H:%M" if today else "%a %d %b %H:%M", time.localtime(at))
+
+
 def is_counted(row: dict[str, Any]) -> bool:
     """Whether a row of the record says where time went."""
     return f"{_PREFIX}step_s" in row

@@ -27,6 +27,8 @@ def train(run: Run, progress: Progress, stop: StopRequest, deadline: Deadline) -
     """Train to the last step, until asked to stop or until time is up; returns the process's exit code."""
     steps, pace = run.config.run.steps, Pace(run, progress)
     refuse_together(run)
+    if words := deadline.told():
+        run.metrics.say(words)
     if progress.step == 0:  # a checkpoint is saved after its step was observed
         observe(run, progress, deadline)
     with run.loader(progress.position) as loader:
@@ -179,6 +181,7 @@ def sample(run: Run, step: int) -> None:
 def save(run: Run, progress: Progress) -> None:
     """Commit a checkpoint of logical tensors, then drop the oldest; ValueError where a later start owns the run."""
     refuse_together(run, run.starts.taken_over() if run.grid.rank == 0 else None)
+    started = time.perf_counter()
     if run.config.run.check_replicas_every:
         run.engine.check_replicas()
     root = run.config.path / "checkpoints"
@@ -201,8 +204,10 @@ def save(run: Run, progress: Progress) -> None:
     if run.grid.rank == 0:
         with run.metrics.guarded(root):
             prune_checkpoints(root, run.config.run.keep_checkpoints)
-        where = step_folder(root, progress.step).relative_to(run.config.path)
-        run.metrics.write(progress.step, {"checkpoint": {"path": str(where), **vars(progress)}})
+        where = step_folder(root, progress.step)
+        relative = str(where.relative_to(run.config.path))
+        run.metrics.write(progress.step, {"checkpoint": {"path": relative, **vars(progress)}})
+        run.metrics.say(f"step {progress.step}: saved in {where}, {time.perf_counter() - started:.1f} s")
     run.grid.barrier()
 
 

@@ -179,16 +179,19 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def _drop_rows_after(path: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Rows past the checkpoint that a run resumes from are written again, so they go first; from 0 on, all are.
 
+    An alert among them happened all the same: it stays, at the step the run goes on from, with its time and words.
     Returns the last row that says where time went of those that stay, and of those that go; {} where there is none.
     """
     if not path.exists():
         return {}, {}
     rows = read_metrics(path.parent)
     kept = [row for row in rows if row["step"] <= step] if step else []
+    undone = rows[len(kept) :]
+    alerts = [{**row, "step": step} for row in undone if "alert" in row]
     scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    scratch.write_text("".join(json.dumps(row) + "\n" for row in [*kept, *alerts]), encoding="utf-8")
     os.replace(scratch, path)
-    return _last_numbers(kept), _last_numbers(rows[len(kept) :])
+    return _last_numbers(kept), _last_numbers(undone)
 
 
 def _last_numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:

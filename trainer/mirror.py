@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 log = logging.getLogger(__name__)
 ID_FILE, RUN_FILE = "wandb_id", "run.json"
+URL_FILE = "wandb/url"
+"""Where the W&B page is, as soon as the process knows."""
+_NICE = 10
 NEWEST_FILE = "wandb/newest"
 """Names the newest mirror of a run: one that was left over from an earlier start shows nothing any more."""
 
@@ -39,7 +42,7 @@ class WandbConfig:
 def describe_run(folder: Path, config: WandbConfig, *, name: str, settings: dict[str, Any]) -> str:
     """Write what W&B is told of a run as a whole, `run.json`; returns the id that all its starts share."""
     id_file = folder / ID_FILE
-    if not id_file.exists():
+    if not (id_file.exists() and id_file.read_text(encoding="utf-8").strip()):  # a full disk leaves an empty file
         id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
     described = {"name": name, "wandb": asdict(config), "settings": settings}
     (folder / RUN_FILE).write_text(json.dumps(described, indent=1), encoding="utf-8")
@@ -53,9 +56,10 @@ class Mirror:
     """
 
     def __init__(self, folder: Path, *arguments: str, finish_s: float) -> None:
-        self._folder, self._finish_s, self._is_told = folder, finish_s, False
+        self._folder, self._finish_s, self._is_told, self._page_is_told = folder, finish_s, False, False
         self._words = folder / "wandb" / "mirror.log"
         self._words.parent.mkdir(exist_ok=True)
+        (folder / URL_FILE).unlink(missing_ok=True)
         name = uuid.uuid4().hex
         (folder / NEWEST_FILE).write_text(name, encoding="utf-8")
         command = [sys.executable, "-m", "trainer.wandb_sync", str(folder.absolute()), "--follow", name, *arguments]
@@ -68,9 +72,14 @@ class Mirror:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the run, which then says how it ended
             )
+        # Where all cores are busy, training goes first; wandb's own process inherits it.
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICE)
 
     def look(self) -> None:
-        """Say so, once, where the mirror has ended before the run."""
+        """Say, once each, where the page is, and that the mirror has ended before the run."""
+        if not self._page_is_told and (page := self._folder / URL_FILE).is_file():
+            self._page_is_told = True
+            log.info("W&B: %s", page.read_text(encoding="utf-8"))
         if not self._is_told and self._process.poll() is not None:
             self._lost(f"stopped ({self._last_words()})")
 

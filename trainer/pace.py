@@ -12,7 +12,8 @@ from data.pack import Position
 from data.plan import position_row
 from parallel.engine import StepResult
 from trainer.build import Run
-from trainer.goodput import duration, process_age_s
+from trainer.console import Columns
+from trainer.goodput import clock, duration, process_age_s
 from trainer.tally import LossTally
 from trainer.usage import memory_row, node_row, peak_tflops, usage
 
@@ -165,26 +166,21 @@ class Pace:
         }
 
 
-def status_line(row: dict[str, Any], step: int, steps: int, s_per_step: float) -> str:
-    """One line of equal columns: how it goes, how fast, how full, and until when."""
+def status_line(row: dict[str, Any], step: int, steps: int, s_per_step: float) -> Columns:
+    """How it goes, how fast, how full, and until when, the more important the earlier; until when stays last."""
     left_s = s_per_step * (steps - step)
-    parts = [
-        f"step {step:>{len(str(steps))}}/{steps}",
-        f"loss {row['loss']:.4f}",
-        f"norm {row['grad_norm']:.3f}",
-        f"lr {row['lr']:.2e}",
-        f"{row['tokens_per_s']:>9,.0f} tokens/s",
-        f"{row['s_per_step']:.2f} s/step",
-        f"data {row['data_wait']:.0%}",
-        f"fill {row['fill']:.2f}",
-        *([f"MFU {row['mfu']:.1%}"] if "mfu" in row else []),
-        *([f"{row['memory/device_gb']:.1f} GB"] if "memory/device_gb" in row else []),
-        f"left {duration(left_s)}" + (f", until {clock(time.time() + left_s)}" if left_s > 60 else ""),
-    ]
-    return "  ".join(parts)
-
-
-def clock(at: float) -> str:
-    """`05:24`, and the day before it where that is not today."""
-    today = time.localtime()[:3] == time.localtime(at)[:3]
-    return time.strftime("%H:%M" if today else "%a %d %b %H:%M", time.localtime(at))
+    return Columns(
+        [
+            f"step {step:>{len(str(steps))}}/{steps}",
+            f"loss {row['loss']:.4f}",
+            f"{row['tokens_per_s']:>7,.0f} tokens/s",
+            *([f"MFU {row['mfu']:.1%}"] if "mfu" in row else []),
+            f"data wait {row['data_wait']:.0%}",
+            f"norm {row['grad_norm']:.3f}",
+            f"{row['s_per_step']:.2f} s/step",
+            *([f"{row['memory/device_gb']:.1f} GB"] if "memory/device_gb" in row else []),
+            f"lr {row['lr']:.2e}",
+            f"fill {row['fill']:.2f}",
+            f"left {duration(left_s)}" + (f", until {clock(time.time() + left_s)}" if left_s > 60 else ""),
+        ]
+    )

@@ -17,34 +17,39 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import wandb
 
-from trainer.mirror import ID_FILE, NEWEST_FILE, RUN_FILE, WandbConfig
+from trainer.goodput import process_age_s
+from trainer.mirror import ID_FILE, NEWEST_FILE, RUN_FILE, URL_FILE, WandbConfig
 from trainer.signals import EXIT_STOPPED
 
 _POLL_S = 0.5
 _RETRY_S = 30.0
 _GONE = -1
+_SLACK_S = 1.0
+"""Of the times of processes, which the system counts in ticks; a start of a run takes far longer."""
 _TAKEN_OVER = {"by_tokens": "tokens", "by_flops": "flops"}
 """Losses are logged again under these prefixes, drawn against that number and not against the step."""
 _LOSSES = ("loss", "heldout/loss")
-_EVENTS = ("alert", "samples", "checkpoint")
+_EVENTS = ("samples", "checkpoint")
 
 
 class Page:
     """The W&B run of a run folder."""
 
-    def __init__(self, folder: Path, mode: str, *, parent: int | None) -> None:
-        """`parent` is the process whose use of the machine is shown."""
-        described = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        given = described["wandb"]
-        self.folder, self.id = folder, (folder / ID_FILE).read_text(encoding="utf-8").strip()
-        self.config: WandbConfig = WandbConfig(**{**given, "tags": tuple(given["tags"]), "mode": mode})
-        self.name, self._settings, self._opened = described["name"], described["settings"], time.time()
-        self._parent = parent
+    def __init__(self, folder: Path, mode: Literal["online", "offline"], *, parent: int | None) -> None:
+        """`parent` is the process whose record is followed and whose use of the machine is shown."""
+        self.folder, self._parent = folder, parent
+        self.id = (folder / ID_FILE).read_text(encoding="utf-8").strip()
+        self.config, self.name, self._settings = described(folder)
+        self.config = replace(self.config, mode=mode)
+        # What the run wrote while this was being imported is news too.
+        self._opened = time.time() - (0.0 if parent is None else process_age_s() + _SLACK_S)
+        self._step, self._entry = -1, dict[str, Any]()
 
     def open(self) -> None:
         """Open the run, or go on with it. An offline run is written anew: it has no way to go on."""
@@ -93,26 +98,40 @@ class Page:
         return int(self.run.starting_step) if self.run.resumed else 0
 
     def show(self, row: dict[str, Any]) -> None:
-        """One row of the record. What happened before this was opened alarms nobody."""
-        step = row["step"]
-        if step < self.starts_at:
-            return
+        """One row of the record. What happened before this was opened alarms nobody.
+
+        A step is sent when the next one begins, whole: what W&B has of a step it takes no second time.
+        """
+        step, is_new, is_news = row["step"], row["step"] >= self.starts_at, row["time"] >= self._opened
+        if step != self._step:
+            self.send()
+            self._step = step
+        if "alert" in row:
+            kind, text = row["alert"]["kind"], row["alert"]["text"]
+            if is_news:
+                self.run.alert(f"{self.name}: {kind}", text, level="INFO" if kind == "preemption" else "ERROR")
+        elif is_new:
+            self._entry |= self._drawn(row)
+        if "checkpoint" in row and (is_new or is_news) and (self.folder / row["checkpoint"]["path"]).is_dir():
+            self._log_files("checkpoint", [row["checkpoint"]["path"]], row["checkpoint"])
+
+    def send(self) -> None:
+        """Send the step that was shown last."""
+        if self._entry:
+            self.run.log(self._entry, step=self._step, commit=True)
+        self._entry = {}
+
+    def _drawn(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What is drawn of a row, losses against every axis."""
         numbers = {key: value for key, value in row.items() if key not in _EVENTS}
         axes = [prefix for prefix, axis in _TAKEN_OVER.items() if axis in row]
         copies = {f"{prefix}/{key}": row[key] for key in _LOSSES if key in row for prefix in axes}
-        self.run.log({**numbers, **copies, "_timestamp": row["time"]}, step=step)
-        if "alert" in row and row["time"] >= self._opened:
-            kind, text = row["alert"]["kind"], row["alert"]["text"]
-            self.run.alert(f"{self.name}: {kind}", text, level="INFO" if kind == "preemption" else "ERROR")
-        if "samples" in row:
-            self._show_samples(row)
-        if "checkpoint" in row and (self.folder / row["checkpoint"]["path"]).is_dir():
-            self._log_files("checkpoint", [row["checkpoint"]["path"]], row["checkpoint"])
+        media = self._samples(row["step"], row["samples"]) if "samples" in row else {}
+        return {**numbers, **copies, **media, "_timestamp": row["time"]}
 
-    def _show_samples(self, row: dict[str, Any]) -> None:
+    def _samples(self, step: int, samples: dict[str, Any]) -> dict[str, Any]:
         """Sheet, videos and a table of them; pictures that are no longer there are left out."""
-        step, samples = row["step"], row["samples"]
-        shown: dict[str, Any] = {"_timestamp": row["time"]}
+        shown: dict[str, Any] = {}
         if (sheet := self.folder / samples["sheet"]).is_file():
             shown["samples/sheet"] = wandb.Image(str(sheet), caption=f"step {step}")
         table = wandb.Table(columns=["step", "prompt", "seed", "video"])
@@ -120,9 +139,7 @@ class Page:
             if (path := self.folder / one["path"]).is_file():
                 shown[f"samples/video_{number}"] = wandb.Video(str(path), caption=one["prompt"], format="mp4")
                 table.add_data(step, one["prompt"], one["seed"], wandb.Video(str(path), format="mp4"))
-        if table.data:
-            shown["samples/table"] = table
-        self.run.log(shown, step=step)
+        return shown | ({"samples/table": table} if table.data else {})
 
     def _log_files(self, kind: str, names: Sequence[str], facts: dict[str, Any]) -> None:
         """An artifact of references: the files stay where they are."""
@@ -133,9 +150,30 @@ class Page:
         self.run.log_artifact(artifact)
 
     def close(self, exit_code: int) -> None:
+        """End the W&B run.
+
+        Of a run that did not end by itself the last step may be half of what it will be when it is done again: online,
+        where nothing can be added to it, that step is left to whoever goes on.
+        """
+        if exit_code in (0, EXIT_STOPPED) or self.config.mode == "offline":
+            self.send()
         if exit_code == EXIT_STOPPED and self.config.mode == "online":
             self.run.mark_preempting()
         self.run.finish(exit_code=exit_code)
+
+
+def described(folder: Path) -> tuple[WandbConfig, str, dict[str, Any]]:
+    """Of a run folder what W&B is told of the run as a whole, its name and its settings."""
+    path = folder / RUN_FILE
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name: told["wandb"][field.name] for field in fields(WandbConfig) if field.name in told["wandb"]}
+        return WandbConfig(**{**known, "tags": tuple(known["tags"])}), told["name"], told["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not describe a run ({type(error).__name__}: {error}): it is torn or of another version, and "
+            "the run writes it anew when it is started once more"
+        ) from error
 
 
 def rows_of(file: IO[str], torn: list[str]) -> Iterator[dict[str, Any]]:
@@ -144,7 +182,12 @@ def rows_of(file: IO[str], torn: list[str]) -> Iterator[dict[str, Any]]:
         if not line.endswith("\n"):
             torn.append(line)
             continue
-        yield json.loads("".join([*torn, line]))
+        text = "".join([*torn, line])
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file.name} has a line that is no row ({text[:40]!r}): take it out") from error
+        yield row
         torn.clear()
 
 
@@ -159,6 +202,10 @@ def follow(page: Page) -> None:
             print(f"no answer from W&B, tried again every {_RETRY_S:g} s: {error}", flush=True)
             if (exit_code := _told(_RETRY_S)) is not None:
                 raise
+    if url := page.run.url:
+        scratch = page.folder / f"{URL_FILE}.tmp"
+        scratch.write_text(url, encoding="utf-8")
+        scratch.rename(page.folder / URL_FILE)
     torn: list[str] = []
     with (page.folder / "metrics.jsonl").open(encoding="utf-8") as file:
         while exit_code is None:
@@ -204,19 +251,21 @@ def locked(folder: Path, *, waits: bool) -> IO[str]:
     return file
 
 
-def require_record(folder: Path) -> None:
-    """ValueError where a folder is not that of a run."""
+def require_record(folder: Path, *, has_id: bool) -> None:
+    """ValueError where a folder is not that of a run, or of one without an id that should have one."""
     for name in (RUN_FILE, ID_FILE, "metrics.jsonl"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: name the folder of a run, such as runs/demo-dit")
+    if has_id and not (folder / ID_FILE).read_text(encoding="utf-8").strip():
+        raise ValueError(f"{folder / ID_FILE} is empty, as a full disk leaves it: --fresh gives the run an id")
 
 
 def work(options: argparse.Namespace) -> int:
     """Do what was asked for; the exit code."""
     folder: Path = options.run
-    require_record(folder)
-    given = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["wandb"]["mode"]
-    mode = options.mode or ("offline" if given == "disabled" else given)
+    require_record(folder, has_id=not options.fresh)
+    given = described(folder)[0].mode
+    mode: Literal["online", "offline"] = options.mode or ("offline" if given == "disabled" else given)
     with locked(folder, waits=options.follow is not None):
         if options.follow is not None:
             if (folder / NEWEST_FILE).read_text(encoding="utf-8") == options.follow:

@@ -134,8 +134,8 @@ def test_no_yaml_is_left_out():
     assert set(CONF.rglob("*.yaml")) == covered
 
 
-def test_experiments_begin_with_the_command_that_runs_them():
-    files = [path for group in ("experiment", "debug") for path in (CONF / group).glob("*.yaml")]
+def test_experiments_and_sweeps_begin_with_the_command_that_runs_them():
+    files = [path for group in ("experiment", "debug", "sweep") for path in (CONF / group).glob("*.yaml")]
     heads = {path: path.read_text().split("\n")[:2] for path in files}
     wrong = [path for path, (package, _) in heads.items() if package != "# @package _global_"]
     assert not wrong, "Hydra takes a package from the first line only"

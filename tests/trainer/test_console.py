@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from trainer.console import Console
+from trainer.console import Columns, Console
 
 LOG = logging.getLogger("test_console")
 
@@ -66,3 +66,17 @@ def test_nothing_is_installed_where_nothing_prints(root):
     logging.getLogger().removeHandler(root)
     assert Console.install() is None
     logging.getLogger().addHandler(root)
+
+
+@pytest.mark.parametrize("wide", [80, 40])
+def test_columns_never_wrap_on_a_terminal_and_a_file_has_all_of_them(root, monkeypatch, wide):
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((wide, 24)))
+    line = Columns(["step 1/9", "loss 0.5000", *(f"more {number}" for number in range(9)), "left 3 min"])
+    record = logging.makeLogRecord({"msg": line, "levelno": logging.INFO})
+    console = Console(io.StringIO())
+    assert console.format(record).endswith(f"  {line}")
+    console.is_terminal = True
+    shown = console.format(record).removeprefix("\r\x1b[K")
+    assert len(shown) < wide
+    assert shown[10:].startswith("step 1/9") and shown.endswith("  left 3 min")
+    assert ("more 3" in shown) == (wide == 80)

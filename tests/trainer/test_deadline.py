@@ -40,3 +40,11 @@ def test_the_longest_yet_of_each_kind_and_a_reserve_have_to_fit(clock, monkeypat
     assert limit.forbids(["step", "evaluate", "save"]) == ("the job's time limit (52 s are left, 202 s may be needed)")
     clock[0] += 1
     assert limit.forbids(["step", "save"]) == "the job's time limit (51 s are left, 52 s may be needed)"
+
+
+def test_a_log_says_at_its_top_when_time_is_up(clock):
+    assert Deadline(None).told() is None
+    told = Deadline(8200.0).told()
+    assert told.startswith("the job's time is up at ")
+    assert told.endswith("in 2 h 00 min: the run saves and leaves before that")
+    assert "in 0 s" in Deadline(0.0).told()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer.goodput import PARTS, Goodput, counted, duration, is_counted, process_age_s
+from trainer.goodput import PARTS, Goodput, clock, counted, duration, is_counted, process_age_s
 
 
 def test_a_restart_goes_on_from_the_row_it_resumes_at_and_counts_the_rest_as_lost():
@@ -68,3 +68,9 @@ def test_the_end_says_where_time_went():
     goodput = Goodput()
     goodput.seconds |= {"step": 900.0, "start": 70.0, "data": 30.0, "samples": 1.0}
     assert goodput.told() == "17 min: step 90%, start 7%, data 3%"
+
+
+def test_an_hour_of_another_day_has_its_day():
+    now = time.time()
+    assert clock(now) == time.strftime("%H:%M", time.localtime(now))
+    assert clock(now + 48 * 3600) == time.strftime("%a %d %b %H:%M", time.localtime(now + 48 * 3600))

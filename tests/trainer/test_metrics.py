@@ -25,6 +25,23 @@ def test_rows_past_the_resume_step_are_dropped_and_torn_lines_survived(tmp_path:
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 1.0), (2, 0.5), (3, 9.0)]
 
 
+@pytest.mark.parametrize("checkpoint", [0, 2])
+def test_alerts_outlive_the_steps_they_came_in(tmp_path: Path, checkpoint: int) -> None:
+    with Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n") as metrics:
+        for step in (1, 2, 3):
+            metrics.write(step, {"loss": 1.0 / step})
+            metrics.alert(step, "spike", f"step {step}: far above")
+    before = [row for row in read_metrics(tmp_path) if "alert" in row]
+    for _ in range(2):  # once more does not change it
+        Metrics(tmp_path, speaks=True, resume_step=checkpoint, config_yaml="name: x\n").close()
+        rows = read_metrics(tmp_path)
+        assert [row["step"] for row in rows if "loss" in row] == list(range(1, checkpoint + 1))
+        alerts = [row for row in rows if "alert" in row]
+        assert [row["step"] for row in alerts] == [min(row["step"], checkpoint) for row in before]
+        assert [{**row, "step": 0} for row in alerts] == [{**row, "step": 0} for row in before]
+        assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+
+
 def test_a_silent_rank_writes_nothing(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "run", speaks=False, resume_step=0, config_yaml="name: x\n")
     metrics.start_wandb(WandbConfig(), name="x", settings={})

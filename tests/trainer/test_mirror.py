@@ -11,6 +11,7 @@ from statistics import median
 
 import pytest
 
+from bench.wandb_server import WandbServer
 from tests.trainer.wandb_case import expected_history, numbers_of, read_offline, sync
 from trainer.metrics import Metrics, read_metrics
 from trainer.mirror import WandbConfig, describe_run
@@ -134,6 +135,26 @@ def test_a_mirror_left_over_from_an_earlier_start_shows_nothing(tmp_path):
     assert stamp
     assert sync(tmp_path, "--follow", "an-older-one").returncode == 0
     assert numbers_of(read_offline(tmp_path).history) == before
+
+
+def test_the_page_of_a_run_is_told_of_once_it_is_known_and_training_goes_first(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        nice = []
+
+        def until_known(step):
+            nice.extend(os.getpriority(os.PRIO_PROCESS, child) for child in children()[: step == 1])
+            end = time.monotonic() + 60
+            while step == 2 and not (tmp_path / "wandb/url").exists():
+                assert time.monotonic() < end
+                time.sleep(0.05)
+
+        written(tmp_path, WandbConfig(mode="online"), rows=4, meanwhile=until_known)
+    page = f"W&B: {server.url}/local/tessera/runs/{(tmp_path / 'wandb_id').read_text()}"
+    assert [record.getMessage() for record in caplog.records].count(page) == 1
+    assert nice == [10]
 
 
 def test_a_negative_patience_is_refused():

@@ -1,12 +1,12 @@
 """How fast a run goes, as rows and as one line."""
 
-import time
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from trainer.goodput import Goodput
-from trainer.pace import Pace, Progress, clock, due, status_line
+from trainer.pace import Pace, Progress, due, status_line
 
 ROW = {
     "loss": 0.41234,
@@ -92,14 +92,20 @@ def test_nodes_are_told_of_now_and_then():
 def test_the_line_says_how_it_goes_and_until_when():
     line = status_line(ROW, 40, 10_000, 0.2)
     begins = (
-        "step    40/10000  loss 0.4123  norm 0.312  lr 4.00e-03     51,234 tokens/s  0.22 s/step  data 1%  fill 0.98  "
+        "step    40/10000  loss 0.4123   51,234 tokens/s  data wait 1%  norm 0.312  0.22 s/step  lr 4.00e-03  fill 0.98"
     )
-    assert line.startswith(begins + "left 33 min, until ")
+    assert line.startswith(begins + "  left 33 min, until ")
     gpu = status_line(ROW | {"mfu": 0.412, "memory/device_gb": 61.04, "memory/host_gb": 9.0}, 10_000, 10_000, 0.2)
-    assert gpu.endswith("fill 0.98  MFU 41.2%  61.0 GB  left 0 s")
+    assert gpu.endswith(
+        "tokens/s  MFU 41.2%  data wait 1%  norm 0.312  0.22 s/step  61.0 GB  lr 4.00e-03  fill 0.98  left 0 s"
+    )
 
 
-def test_an_hour_of_another_day_has_its_day():
-    now = time.time()
-    assert clock(now) == time.strftime("%H:%M", time.localtime(now))
-    assert clock(now + 48 * 3600) == time.strftime("%a %d %b %H:%M", time.localtime(now + 48 * 3600))
+@pytest.mark.parametrize(
+    ("room", "ends"),
+    [(120, "fill 0.98"), (100, "0.22 s/step"), (80, "data wait 1%"), (60, "tokens/s"), (9, "10000/10000")],
+)
+def test_a_narrow_terminal_keeps_what_matters_most_and_until_when(room, ends):
+    line = status_line(ROW, 10_000, 10_000, 0.2).within(room)
+    assert line.endswith(f"{ends}  left 0 s")
+    assert len(line) <= max(room, 28)

@@ -6,15 +6,18 @@ import time
 
 import pytest
 
+from bench.wandb_server import WandbServer
 from tests.trainer.run_case import STEPS, overrides
 from tests.trainer.wandb_case import expected_history, numbers_of, offline_file, read_offline, sync
 from trainer.checkpoint import committed_steps
-from trainer.metrics import read_metrics
-from trainer.mirror import ID_FILE, RUN_FILE
-from trainer.wandb_sync import locked
+from trainer.metrics import Metrics, NotFinite, read_metrics
+from trainer.mirror import ID_FILE, RUN_FILE, WandbConfig, describe_run
+from trainer.signals import EXIT_STOPPED
+from trainer.wandb_sync import described, locked, main, rows_of
 
 HALF = STEPS // 2
 KILLED_AT = 13
+SECRET = "5ec7e7" * 7
 PROMPTS = "samples.prompts=['a rabbit, grey','a tree']"
 PAGE = {"wandb__mode": "offline", "wandb__group": "first", "wandb__job_type": "try", "wandb__notes": "what if"}
 
@@ -151,8 +154,6 @@ def test_a_folder_that_is_no_run_and_one_that_is_being_shown_are_refused(halves,
 
 
 def test_a_torn_line_is_shown_once_it_is_whole(tmp_path):
-    from trainer.wandb_sync import rows_of
-
     path, torn = tmp_path / "metrics.jsonl", []
     with path.open("w") as writing, path.open() as reading:
         for text, found in (('{"step": 1}\n{"st', [1]), ('ep": 2', []), ("}", []), ('\n{"step": 3}\n', [2, 3])):
@@ -162,9 +163,6 @@ def test_a_torn_line_is_shown_once_it_is_whole(tmp_path):
 
 
 def test_alerts_are_sent_by_the_process_that_follows_and_not_again_afterwards(tmp_path):
-    from trainer.metrics import Metrics, NotFinite
-    from trainer.mirror import WandbConfig
-
     def fail():
         with Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n") as metrics:
             metrics.start_wandb(WandbConfig(), name="x", settings={})
@@ -186,3 +184,99 @@ def test_alerts_are_sent_by_the_process_that_follows_and_not_again_afterwards(tm
     assert [row["alert"]["kind"] for row in read_metrics(tmp_path) if "alert" in row] == ["spike", "not finite"]
     assert sync(tmp_path).returncode == 0
     assert read_offline(tmp_path).alerts == []
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server that speaks to wandb's own client; what it has is read in this process."""
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", SECRET)
+        yield server
+        assert server.unknown == set()
+
+
+def online_start(folder, resume_step, rows, *, ends):
+    """A start of a run with these rows; `ends` with an exit code, by an error or, where it is None, without a word."""
+    with Metrics(folder, speaks=True, resume_step=resume_step, config_yaml="name: x\n") as metrics:
+        metrics.start_wandb(WandbConfig(mode="online", finish_s=60.0), name="x", settings={"seed": 1})
+        for step, row in rows:
+            metrics.write(step, row)
+        if ends is None:
+            metrics._mirror._process.stdin.close()  # as where the process is killed
+            metrics._mirror._process.wait()
+            metrics._mirror = None
+        elif isinstance(ends, int):
+            metrics.exit_code = ends
+        else:
+            raise ends
+
+
+def steps(first, last):
+    return [(step, {"loss": 1.0 / step, "tokens": 8 * step, "flops": 9 * step}) for step in range(first, last + 1)]
+
+
+def test_a_run_online_that_is_killed_and_resumed_is_one_run_without_gap_or_overlap(tmp_path, server):
+    """Killed between the loss and the held-out loss of step 13; from checkpoint 10 it does both again."""
+    online_start(tmp_path, 0, steps(1, 13), ends=None)
+    (run,) = server.runs.values()
+    assert [row["step"] for row in run.history] == list(range(1, 13)), "step 13 may not be whole"
+    again = [*steps(11, 13), (13, {"heldout/loss": 0.5, "tokens": 104, "flops": 117}), *steps(14, 16)]
+    online_start(tmp_path, 10, again, ends=EXIT_STOPPED)
+    online_start(tmp_path, 16, steps(17, 20), ends=0)
+    assert list(server.runs) == [(tmp_path / ID_FILE).read_text()]
+    assert [row["_step"] for row in run.history] == list(range(1, 21))
+    times = ("time", "_")
+    shown = {step: {k: v for k, v in row.items() if k not in times} for step, row in numbers_of(run.history).items()}
+    record = expected_history(read_metrics(tmp_path))
+    assert shown == {step: {k: v for k, v in row.items() if k not in times} for step, row in record.items()}
+    assert run.exit_codes == [1, EXIT_STOPPED, 0]
+    assert [one["title"] for one in run.alerts] == ["x: gone"]
+
+
+def test_what_goes_wrong_in_steps_that_w_and_b_has_already_is_told_all_the_same(tmp_path, server):
+    online_start(tmp_path, 0, steps(1, 13), ends=0)
+    with pytest.raises(NotFinite):
+        online_start(tmp_path, 10, steps(11, 12), ends=NotFinite("step 13: loss is not finite"))
+    (run,) = server.runs.values()
+    assert [row["step"] for row in run.history] == list(range(1, 14))
+    assert [(one["title"], one["text"]) for one in run.alerts] == [("x: not finite", "step 13: loss is not finite")]
+    found = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert not found, "the key to W&B is written nowhere"
+
+
+def test_an_offline_run_is_shown_online_afterwards_and_only_what_is_new_is_sent(tmp_path, server):
+    (tmp_path / "metrics.jsonl").write_text("")
+    describe_run(tmp_path, WandbConfig(), name="x", settings={})
+    for last, sent in ((5, 5), (9, 4)):
+        rows = [{"step": step, "time": 1e9 + step, **row} for step, row in steps(1, last)]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 10, "lo')
+        done = sync(tmp_path, "--mode", "online")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{sent} rows in {server.url}/local/tessera/runs/")
+    (run,) = server.runs.values()
+    assert numbers_of(run.history) == expected_history(read_metrics(tmp_path))
+
+
+def test_a_record_that_cannot_be_read_is_refused_in_one_sentence(tmp_path, capsys):
+    describe_run(tmp_path, WandbConfig(), name="x", settings={})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "time": 1.0}\n\0\0\0\n')
+    with path.open() as file, pytest.raises(ValueError) as error:
+        list(rows_of(file, []))
+    assert str(error.value) == f"{path} has a line that is no row ('\\x00\\x00\\x00\\n'): take it out"
+    (tmp_path / ID_FILE).write_text("")
+    assert main([str(tmp_path)]) == 2
+    told = f"error: {tmp_path}/wandb_id is empty, as a full disk leaves it: --fresh gives the run an id\n"
+    assert capsys.readouterr().err == told
+    (tmp_path / ID_FILE).write_text("id")
+    (tmp_path / RUN_FILE).write_text('{"name": "x"}')
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/run.json does not describe a run (KeyError: 'wandb')")
+
+
+def test_what_an_older_or_newer_version_says_of_a_run_is_taken_as_far_as_it_is_known(tmp_path):
+    told = {"name": "x", "settings": {}, "wandb": {"mode": "offline", "tags": ["a"], "colour": "blue"}}
+    (tmp_path / RUN_FILE).write_text(json.dumps(told))
+    config, name, settings = described(tmp_path)
+    assert (config, name, settings) == (WandbConfig(tags=("a",)), "x", {})

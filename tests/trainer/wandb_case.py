@@ -105,8 +105,8 @@ def flat(row, prefix=""):
 def expected_history(rows):
     """What W&B should hold of a record: one entry a step, of everything that was written at it; events apart."""
     entries = {}
-    for row in rows:
-        numbers = {key: value for key, value in row.items() if key not in ("alert", "samples", "checkpoint")}
+    for row in [row for row in rows if "alert" not in row]:
+        numbers = {key: value for key, value in row.items() if key not in ("samples", "checkpoint")}
         entries.setdefault(row["step"], {}).update(flat(numbers))
     return entries
 
