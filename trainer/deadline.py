@@ -12,9 +12,9 @@ _SLOWER = 1.5
 class Deadline:
     """When a job ends, and how long each kind of thing took at most."""
 
-    def __init__(self, end_time: float | None) -> None:
-        """`end_time` in seconds since 1970; None where there is no limit."""
-        self._end_time = end_time
+    def __init__(self, end_time: float | None, *, closing_s: float) -> None:
+        """`end_time` in seconds since 1970; None where there is no limit. Leaving may take `closing_s` at most."""
+        self._end_time, self._margin_s = end_time, _MARGIN_S + closing_s
         self._longest_s: dict[str, float] = {}
 
     @contextmanager
@@ -32,7 +32,7 @@ class Deadline:
         if self._end_time is None:
             return None
         left = self._end_time - time.time()
-        needed = _SLOWER * sum(self._longest_s.get(kind, 0.0) for kind in kinds) + _MARGIN_S
+        needed = _SLOWER * sum(self._longest_s.get(kind, 0.0) for kind in kinds) + self._margin_s
         if needed <= left:
             return None
         return f"the job's time limit ({left:.0f} s are left, {needed:.0f} s may be needed)"
