@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from parallel.launch import SlurmJob
+
 _MARGIN_S = 10.0
 _SLOWER = 1.5
 """How much longer than its longest yet a thing may take."""
@@ -16,6 +18,12 @@ class Deadline:
         """`end_time` in seconds since 1970; None where there is no limit. Leaving may take `closing_s` at most."""
         self._end_time, self._margin_s = end_time, _MARGIN_S + closing_s
         self._longest_s: dict[str, float] = {}
+
+    @classmethod
+    def of_job(cls, *, closing_s: float = 0.0) -> "Deadline":
+        """That of the SLURM job this process belongs to; without a limit outside of one."""
+        job = SlurmJob.from_environment()
+        return cls(None if job is None else job.end_time, closing_s=closing_s)
 
     @contextmanager
     def measured(self, kind: str) -> Iterator[None]:

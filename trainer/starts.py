@@ -20,11 +20,6 @@ class Starts:
     def __init__(self, folder: Path, job: SlurmJob | None) -> None:
         self._path, self._job, self._id = folder / FILE_NAME, job, uuid.uuid4().hex
 
-    @property
-    def end_time(self) -> float | None:
-        """When the job's time is up, in seconds since 1970; None where there is no limit."""
-        return None if self._job is None else self._job.end_time
-
     def begin(self, step: int, *, max_restarts: int) -> str | None:
         """Write this start down, unless its job was started too often from the step it starts from again."""
         job = None if self._job is None else self._job.id

@@ -106,7 +106,7 @@ def run(config: TrainConfig) -> int:
         build_engine(config, grid) as engine,
     ):
         starts = agree_on_start(grid, progress.step, config)
-        deadline = Deadline(starts.end_time, closing_s=config.wandb.finish_s)
+        deadline = Deadline.of_job(closing_s=config.wandb.finish_s)
         if reader is not None:
             with deadline.measured("save"):  # until one was seen: what it takes to read is about what it takes to write
                 engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))

@@ -125,6 +125,8 @@ def test_a_task_of_an_array_is_requeued_alone_and_stays_one_run_of_wandb(
     stopped = mine.stopped_after[-1]
     assert f"resumed from runs/pair-seed-0/checkpoints/step_{stopped:08d}" in checkout.log(mine.job)
 
+    cluster.run("scancel", "--signal=USR1", "--batch", mine.job)  # as before the time limit
+    mine.was_requeued()
     assert checkout.jobs(monkeypatch, "cancel", "pair-seed-0", "pair-seed-1") == 0
     for life in (mine, other):
         assert cluster.wait(life.job, ENDED, seconds=90) == "CANCELLED"

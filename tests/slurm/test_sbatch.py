@@ -26,7 +26,7 @@ def test_a_mistake_ends_the_job_with_its_sentence(checkout):
     job = checkout.sbatch(*training("mistake"), "run.stepz=4", nodes=1)
     assert checkout.cluster.wait(job, ENDED, seconds=300) == "FAILED"
     log = checkout.log(job)
-    said, launcher, srun = log.splitlines()[-3:]
+    said, launcher, srun, _ = log.splitlines()[-4:]
     assert said.startswith("error: run.stepz is in no config: did you mean run.steps?")
     assert launcher.startswith("rank 0 on ") and launcher.endswith(": exit code 2")
     assert srun.startswith("srun: error: ") and srun.endswith("Exited with exit code 2")
