@@ -78,6 +78,6 @@ class ClusterConfig:
                 raise ValueError(f"cluster.{name}={getattr(self, name)} must be at least {least}")
         if secrets := [name for name in self.environment if name.upper().endswith(_SECRETS)]:
             raise ValueError(
-                f"cluster.environment.{secrets[0]} looks like a secret, which would stand in submit.sbatch: leave it away "
-                f"and export {secrets[0]} in the shell that submits (sbatch hands that on, see its --export)"
+                f"cluster.environment.{secrets[0]} looks like a secret, which would stand in submit.sbatch: leave it "
+                f"away and export {secrets[0]} in the shell that submits (sbatch hands that on, see its --export)"
             )

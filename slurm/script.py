@@ -31,7 +31,9 @@ def render(job: Job) -> str:
     """The script; ValueError for a name or a folder that would not stay one word of it."""
     for key, text, bad in (("name", job.name, "\"'\\"), *(("folder", str(path.parent), "") for path in job.configs)):
         if odd := [letter for letter in text if letter in bad or not letter.isprintable()]:
-            raise ValueError(f"{key}={text!r} has {odd[0]!r} in it, which a script for sbatch cannot hold: leave it away")
+            raise ValueError(
+                f"{key}={text!r} has {odd[0]!r} in it, which a script for sbatch cannot hold: leave it away"
+            )
     return "\n".join(["#!/usr/bin/env bash", *_directives(job), "set -eo pipefail", "", *_body(job)]) + "\n"
 
 

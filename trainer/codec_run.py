@@ -22,10 +22,10 @@ from trainer.codec_config import CodecOptimConfig, TrainVaeConfig
 from trainer.codec_loss import codec_loss
 from trainer.codec_quality import measure, reconstruct_with
 from trainer.compose import to_yaml
+from trainer.deadline import Deadline
 from trainer.metrics import Metrics
 from trainer.muon import Muon
 from trainer.schedule import learning_rate
-from trainer.deadline import Deadline
 from trainer.signals import StopRequest
 
 log = logging.getLogger(__name__)

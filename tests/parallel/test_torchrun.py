@@ -33,7 +33,11 @@ def launch(folder: Path, body: str, *, ranks: int = 2) -> tuple[int, list[str]]:
     ("body", "code", "line"),
     [
         ("sys.exit('the sentence' if rank == 1 else time.sleep(60))", 1, f"rank 1 on {HOST}: exit code 1"),
-        ("print('the sentence', flush=True) if rank else time.sleep(60); sys.exit(75)", 75, f"rank 1 on {HOST}: exit code 75"),
+        (
+            "print('the sentence', flush=True) if rank else time.sleep(60); sys.exit(75)",
+            75,
+            f"rank 1 on {HOST}: exit code 75",
+        ),
         (
             "time.sleep(60 * (1 - rank)); print('the sentence', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
             137,

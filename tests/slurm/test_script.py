@@ -110,7 +110,9 @@ def test_a_path_that_would_fall_apart_is_refused():
     "name", ["a\n#SBATCH --partition=other", "a\rb", "a\x1b[2J", 'a" --wrap="rm', "it's", "a\\", "a\u2028b"], ids=ascii
 )
 def test_a_name_that_would_leave_its_line_is_refused(name):
-    with pytest.raises(ValueError, match=r"^name=.* has .* in it, which a script for sbatch cannot hold: leave it away$"):
+    with pytest.raises(
+        ValueError, match=r"^name=.* has .* in it, which a script for sbatch cannot hold: leave it away$"
+    ):
         render(job(name=name))
 
 
