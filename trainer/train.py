@@ -136,9 +136,7 @@ def run(config: TrainConfig) -> int:
                 starts=starts,
             )
             record_plan(config, shards, progress, metrics)
-            seconds = grid.warm_up()
-            if grid.world_size > 1:
-                metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
+            warm_up(grid, metrics)
             metrics.exit_code = train(parts, progress, stop, deadline)
         grid.barrier()  # a launcher that sees one rank end with 75 ends the others, and rank 0 may have W&B to wait for
         return metrics.exit_code
@@ -159,6 +157,13 @@ def facts(config: TrainConfig, grid: Grid, engine: TrainEngine, shards: DataSet)
         "manifest": shards.hash,
         **code_version(),
     }
+
+
+def warm_up(grid: Grid, metrics: Metrics) -> None:
+    """Connect the ranks before the first step."""
+    seconds = grid.warm_up()
+    if grid.world_size > 1:
+        metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
 
 
 def record_plan(config: TrainConfig, shards: DataSet, progress: Progress, metrics: Metrics) -> None:
