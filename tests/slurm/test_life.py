@@ -106,6 +106,16 @@ def test_a_job_goes_on_after_its_time_limit_a_requeue_a_lost_node_and_a_killed_d
     assert checkout.losses("straight")[: len(losses)] == losses
 
 
+def saved(life, *, times):
+    """SLURM shows a job as waiting while its last start still saves."""
+    log = life.checkout.log
+    until(
+        lambda: log(life.job).count("everything is saved, and the same command goes on") == times,
+        seconds=90,
+        what=lambda: log(life.job),
+    )
+
+
 def test_a_task_of_an_array_is_requeued_alone_and_stays_one_run_of_wandb(
     checkout, cluster, monkeypatch, caplog, capsys
 ):
@@ -118,6 +128,7 @@ def test_a_task_of_an_array_is_requeued_alone_and_stays_one_run_of_wandb(
         life.goes_on()
     assert checkout.jobs(monkeypatch, "requeue", "pair-seed-0") == 0
     assert f"job {mine.job} goes back to the queue" in capsys.readouterr().out
+    saved(mine, times=1)
     mine.was_requeued()
     assert (cluster.field(other.job, "JobState"), cluster.field(other.job, "Restarts")) == ("RUNNING", "0")
     checkout.start_now(mine.job)
@@ -126,6 +137,7 @@ def test_a_task_of_an_array_is_requeued_alone_and_stays_one_run_of_wandb(
     assert f"resumed from runs/pair-seed-0/checkpoints/step_{stopped:08d}" in checkout.log(mine.job)
 
     cluster.run("scancel", "--signal=USR1", "--batch", mine.job)  # as before the time limit
+    saved(mine, times=2)
     mine.was_requeued()
     assert checkout.jobs(monkeypatch, "cancel", "pair-seed-0", "pair-seed-1") == 0
     for life in (mine, other):
