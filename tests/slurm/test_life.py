@@ -116,6 +116,7 @@ def saved(life, *, times):
     )
 
 
+@pytest.mark.slow
 def test_a_task_of_an_array_is_requeued_alone_and_stays_one_run_of_wandb(
     checkout, cluster, monkeypatch, caplog, capsys
 ):
