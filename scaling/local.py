@@ -112,7 +112,7 @@ class LocalRuns:
 
     def _start(self, cell: Outcome) -> _Running:
         planned = cell.planned
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={planned.ranks}"]
+        launcher = ["-m", "parallel.torchrun", "--standalone", f"--nproc-per-node={planned.ranks}"]
         command = [sys.executable, *(launcher if planned.ranks > 1 else []), "-m", "trainer.train", *planned.words]
         cell.folder.mkdir(parents=True, exist_ok=True)
         with (cell.folder / CONSOLE_NAME).open("ab") as console:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+_SECRETS = ("KEY", "TOKEN", "PASSWORD", "SECRET")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContainerConfig:
@@ -55,6 +57,7 @@ class ClusterConfig:
     prelude: tuple[str, ...] = ()
     """Lines of shell before anything starts, such as `source /opt/site/env.sh`."""
     environment: dict[str, str] = field(default_factory=dict)
+    """Written into scripts and printed, so no secrets: jobs get those from the shell they are submitted from."""
     interface: str | None = None
     """Network interface that Gloo and NCCL meet over, `ib0` or `eth0`."""
     head_address: str | None = None
@@ -73,3 +76,8 @@ class ClusterConfig:
         for name, least in (("gpus_per_node", 0), ("signal_s", 1), ("min_bandwidth_gb_s", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"cluster.{name}={getattr(self, name)} must be at least {least}")
+        if secrets := [name for name in self.environment if name.upper().endswith(_SECRETS)]:
+            raise ValueError(
+                f"cluster.environment.{secrets[0]} looks like a secret, which would stand in submit.sbatch: leave it "
+                f"away and export {secrets[0]} in the shell that submits (sbatch hands that on, see its --export)"
+            )

@@ -28,7 +28,12 @@ class Job:
 
 
 def render(job: Job) -> str:
-    """The script."""
+    """The script; ValueError for a name or a folder that would not stay one word of it."""
+    for key, text, bad in (("name", job.name, "\"'\\"), *(("folder", str(path.parent), "") for path in job.configs)):
+        if odd := [letter for letter in text if letter in bad or not letter.isprintable()]:
+            raise ValueError(
+                f"{key}={text!r} has {odd[0]!r} in it, which a script for sbatch cannot hold: leave it away"
+            )
     return "\n".join(["#!/usr/bin/env bash", *_directives(job), "set -eo pipefail", "", *_body(job)]) + "\n"
 
 
@@ -62,8 +67,8 @@ def _directives(job: Job) -> Iterator[str]:
 
 
 def _quoted(value: str) -> str:
-    """sbatch reads double quotes as a shell does, and nothing else of it."""
-    return f'"{value}"' if any(letter.isspace() for letter in value) else value
+    """sbatch reads double quotes as a shell does, and outside of them a comment too."""
+    return f'"{value}"' if any(letter.isspace() or letter == "#" for letter in value) else value
 
 
 def _requeues(job: Job) -> bool:

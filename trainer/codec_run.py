@@ -22,6 +22,7 @@ from trainer.codec_config import CodecOptimConfig, TrainVaeConfig
 from trainer.codec_loss import codec_loss
 from trainer.codec_quality import measure, reconstruct_with
 from trainer.compose import to_yaml
+from trainer.deadline import Deadline
 from trainer.metrics import Metrics
 from trainer.muon import Muon
 from trainer.schedule import learning_rate
@@ -77,20 +78,25 @@ def build_optimizers(codec: VideoCodec, config: CodecOptimConfig) -> list[torch.
 
 
 def train(run: CodecRun, stop: StopRequest) -> str | None:
-    """Train to the last step, or until a signal asks to stop; returns the signal's name then, with all saved."""
-    config, pace = run.config.run, Pace(run)
+    """Train to the last step, or until a signal or the time limit stops it; returns which it was, with all saved."""
+    config, pace, deadline = run.config.run, Pace(run), Deadline.of_job(closing_s=run.config.wandb.finish_s)
     batches = run.sets.batches(seed=run.config.seed, skip=run.step)
     while run.step < config.steps:
-        pace.report(train_step(run, batches))
+        with deadline.measured("step"):
+            pace.report(train_step(run, batches))
         if run.metrics.failure:
             raise ValueError(run.metrics.failure)
         last = run.step == config.steps
         if not last and _is_due(config.evaluate_every, run.step):
-            evaluate(run)
-        if last or stop.signal_name or _is_due(config.checkpoint_every, run.step):
-            save_checkpoint(run)
-        if stop.signal_name and not last:
-            return stop.signal_name
+            with deadline.measured("evaluate"):
+                evaluate(run)
+        due = ["evaluate"] * _is_due(config.evaluate_every, run.step + 1)
+        asked = stop.signal_name or deadline.forbids(["step", *due, "save"])
+        if last or asked or _is_due(config.checkpoint_every, run.step):
+            with deadline.measured("save"):
+                save_checkpoint(run)
+        if asked and not last:
+            return asked
     return None
 
 

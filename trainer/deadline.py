@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from parallel.launch import SlurmJob
 from trainer.goodput import clock, duration
 
 _MARGIN_S = 10.0
@@ -14,10 +15,16 @@ _SLOWER = 1.5
 class Deadline:
     """When a job ends, and how long each kind of thing took at most."""
 
-    def __init__(self, end_time: float | None) -> None:
-        """`end_time` in seconds since 1970; None where there is no limit."""
-        self._end_time = end_time
+    def __init__(self, end_time: float | None, *, closing_s: float = 0.0) -> None:
+        """`end_time` in seconds since 1970; None where there is no limit. Leaving may take `closing_s` at most."""
+        self._end_time, self._margin_s = end_time, _MARGIN_S + closing_s
         self._longest_s: dict[str, float] = {}
+
+    @classmethod
+    def of_job(cls, *, closing_s: float = 0.0) -> "Deadline":
+        """That of the SLURM job this process belongs to; without a limit outside of one."""
+        job = SlurmJob.from_environment()
+        return cls(None if job is None else job.end_time, closing_s=closing_s)
 
     @contextmanager
     def measured(self, kind: str) -> Iterator[None]:
@@ -41,7 +48,7 @@ class Deadline:
         if self._end_time is None:
             return None
         left = self._end_time - time.time()
-        needed = _SLOWER * sum(self._longest_s.get(kind, 0.0) for kind in kinds) + _MARGIN_S
+        needed = _SLOWER * sum(self._longest_s.get(kind, 0.0) for kind in kinds) + self._margin_s
         if needed <= left:
             return None
         return f"the job's time limit ({left:.0f} s are left, {needed:.0f} s may be needed)"

@@ -54,7 +54,7 @@ def phases(folder: Path, cache: Path) -> list[Phase]:
 def training_phases(folder: Path, cache: Path) -> list[Phase]:
     """From footage to a trained and measured model."""
     clips, codec, latents, dit = (folder / name for name in ("clips", "codec", "latents", "dit"))
-    launch = (*PYTHON, "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", "-m")
+    launch = (*PYTHON, "parallel.torchrun", "--standalone", f"--nproc-per-node={RANKS}", "-m")
     return [
         Phase(
             name="clips",

@@ -32,14 +32,15 @@ from data.split import split_of
 from model.codec import VideoCodec, codec_identity, load_codec
 from model.text import TextConfig, TextEncoder
 from parallel.launch import Launch
-from trainer.compose import to_dataclass, user_errors
+from trainer.compose import EXIT_INTERRUPTED, to_dataclass, user_errors
+from trainer.deadline import Deadline
 from trainer.device import choose_device
 from trainer.encode_parts import EncodedParts, stands
+from trainer.signals import EXIT_STOPPED
 
 log = logging.getLogger(__name__)
 
 REPORT_NAME = "report.json"
-EXIT_STOPPED = 130
 _PROGRESS_S = 10.0
 _WAITING_BATCHES = 8
 
@@ -127,15 +128,16 @@ def run(config: EncodeConfig) -> Manifest | None:
             described = report.to_json() | {"clips_folder": config.clips, "manifest": manifest.hash}
             write_bytes(scratch / REPORT_NAME, json.dumps(described, indent=1).encode())
             parts.remove()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TimeIsUp) as stop:
         kept = stands(folder.with_name(folder.name + ".partial"), inputs)
         log.info(
-            "stopped; %s",
+            "stopped%s; %s",
+            f" by {stop}" if str(stop) else "",
             f"the finished parts are kept in {folder}.partial, and the same command goes on after them"
             if kept
             else "nothing was kept, and the same command starts again",
         )
-        sys.exit(EXIT_STOPPED)
+        sys.exit(EXIT_STOPPED if isinstance(stop, TimeIsUp) else EXIT_INTERRUPTED)
     for line in [*summary, f"written  {folder}, with {REPORT_NAME}"]:
         log.info(line)
     return Manifest.read(folder)
@@ -199,17 +201,25 @@ def standing_manifest(config: EncodeConfig, inputs: str) -> Manifest | None:
 def encode_parts(
     scratch: Path, encoders: Encoders, writer: LatentWriter, *, config: EncodeConfig, inputs: str
 ) -> EncodedParts:
-    """Encode all clips part by part, after the parts that an earlier run finished."""
+    """Encode all clips part by part, after the parts that an earlier run finished.
+
+    Raises:
+        TimeIsUp: the next part might end after the job's time limit.
+    """
     shards = clip_shards(config.clips)
     parts = EncodedParts(scratch, shards, inputs=inputs, shards_per_part=config.clip_shards_per_part)
     parts.restore(writer)
     if parts.done:
         log.info("goes on after %d of %d parts, %d samples", parts.done, len(parts.parts), len(writer.columns["key"]))
     progress = Progress(parts.report, count_clips(config.clips))
+    deadline = Deadline.of_job()
     for part in parts.left():
-        clips = read_clips(config.clips, config.clip, parts.report, shards=part, seen=parts.seen)
-        encode(clips, encoders, writer, progress=progress, config=config)
-        parts.commit(writer)
+        with deadline.measured("part"):
+            clips = read_clips(config.clips, config.clip, parts.report, shards=part, seen=parts.seen)
+            encode(clips, encoders, writer, progress=progress, config=config)
+            parts.commit(writer)
+        if parts.done < len(parts.parts) and (reason := deadline.forbids(["part"])):
+            raise TimeIsUp(reason)
     return parts
 
 
@@ -302,6 +312,10 @@ def finish(writer: LatentWriter, encoders: Encoders, *, report: ClipReport, conf
             "caption_kinds": tuple(sorted(writer.caption_kinds)),
         },
     )
+
+
+class TimeIsUp(Exception):
+    """The time limit of the job; finished parts are kept."""
 
 
 class Progress:

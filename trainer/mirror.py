@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +65,7 @@ class Mirror:
         name = uuid.uuid4().hex
         (folder / NEWEST_FILE).write_text(name, encoding="utf-8")
         command = [sys.executable, "-m", "trainer.wandb_sync", str(folder.absolute()), "--follow", name, *arguments]
-        with self._words.open("w", encoding="utf-8") as words:
+        with self._words.open("w", encoding="utf-8") as words, _unheard():
             self._process = subprocess.Popen(
                 command,
                 cwd=Path(__file__).parents[1],
@@ -117,3 +119,13 @@ class Mirror:
         log.warning(
             "W&B %s; metrics.jsonl has everything, and python -m trainer.wandb_sync %s shows it", what, self._folder
         )
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """A process that is started inside does not hear the signals that SLURM sends to all; this one does afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

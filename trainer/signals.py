@@ -15,13 +15,14 @@ _GRACE_S = 3.0
 class StopRequest:
     """Inside, remembers that a stop was asked for; asking again after three seconds leaves at once.
 
-    A terminal's Ctrl-C reaches a rank twice under torchrun (from the terminal and from the agent), hence the grace.
+    A terminal's Ctrl-C may reach a rank twice (from the terminal and from the launcher), hence the grace. SIGUSR1 only
+    announces the time limit: the SIGTERM at the limit itself is the first that asks, and a save goes on.
     """
 
     def __init__(self, *, speaks: bool = True) -> None:
         self.signal_name: str | None = None
         self._speaks = speaks
-        self._asked_at = 0.0
+        self._asked_at: float | None = None
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
@@ -36,10 +37,14 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.signal_name is None:
-            self.signal_name, self._asked_at = signal.Signals(number).name, now
+            self.signal_name = signal.Signals(number).name
             if self._speaks:
                 # Not through `logging`: this may interrupt a line that is being written.
                 words = f"{self.signal_name}: saving after this step; asked again, leaving without\n"
                 os.write(sys.stderr.fileno(), words.encode())
+        if number == signal.SIGUSR1:
+            return
+        if self._asked_at is None:
+            self._asked_at = now
         elif now - self._asked_at > _GRACE_S:
             os._exit(128 + number)

@@ -20,11 +20,6 @@ class Starts:
     def __init__(self, folder: Path, job: SlurmJob | None) -> None:
         self._path, self._job, self._id = folder / FILE_NAME, job, uuid.uuid4().hex
 
-    @property
-    def end_time(self) -> float | None:
-        """When the job's time is up, in seconds since 1970; None where there is no limit."""
-        return None if self._job is None else self._job.end_time
-
     def begin(self, step: int, *, max_restarts: int) -> str | None:
         """Write this start down, unless its job was started too often from the step it starts from again."""
         job = None if self._job is None else self._job.id
@@ -69,14 +64,16 @@ class Starts:
             return f"{self._job.stop_note} cannot be written ({error.strerror}), so the job does not requeue itself"
         return None
 
-    def exit_code(self, code: int) -> int:
-        """Of a rank whose run ended so: 0 where the script was told of the stop, or torchrun would report a failure."""
-        told = self._job is not None and self._job.stop_note is not None
-        return 0 if code == EXIT_STOPPED and told else code
-
     def _rows(self) -> list[dict[str, str | int | None]]:
         """All starts; the torn line of a killed process is left out."""
         if not self._path.exists():
             return []
         lines = self._path.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def exit_code(code: int) -> int:
+    """Of a rank whose run ended so: 0 where the job's script was told of the stop, or srun would kill other nodes."""
+    job = SlurmJob.from_environment()
+    told = job is not None and job.stop_note is not None
+    return 0 if code == EXIT_STOPPED and told else code

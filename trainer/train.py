@@ -40,7 +40,7 @@ from trainer.online import OnlineEncoder, begin
 from trainer.online_plan import with_plan
 from trainer.samples import sample_set
 from trainer.signals import StopRequest
-from trainer.starts import Starts
+from trainer.starts import Starts, exit_code
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,10 @@ def run(config: TrainConfig) -> int:
         build_engine(config, grid) as engine,
     ):
         starts = agree_on_start(grid, progress.step, config)
+        deadline = Deadline.of_job(closing_s=config.wandb.finish_s)
         if reader is not None:
-            engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
+            with deadline.measured("save"):  # until one was seen: what it takes to read is about what it takes to write
+                engine.load(reader.read, adam_steps=int(reader.state["adam_steps"]))
             log.info("resumed from %s", reader.folder)
         begin(config, manifest, grid)
         heldout, trained = heldout_of(config, manifest), trained_of(config, manifest)
@@ -134,11 +136,10 @@ def run(config: TrainConfig) -> int:
                 starts=starts,
             )
             record_plan(config, shards, progress, metrics)
-            seconds = grid.warm_up()
-            if grid.world_size > 1:
-                metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
-            metrics.exit_code = train(parts, progress, stop, Deadline(starts.end_time))
-            return starts.exit_code(metrics.exit_code)
+            warm_up(grid, metrics)
+            metrics.exit_code = train(parts, progress, stop, deadline)
+        grid.barrier()  # a launcher that sees one rank end with 75 ends the others, and rank 0 may have W&B to wait for
+        return metrics.exit_code
 
 
 def facts(config: TrainConfig, grid: Grid, engine: TrainEngine, shards: DataSet) -> dict[str, Any]:
@@ -156,6 +157,13 @@ def facts(config: TrainConfig, grid: Grid, engine: TrainEngine, shards: DataSet)
         "manifest": shards.hash,
         **code_version(),
     }
+
+
+def warm_up(grid: Grid, metrics: Metrics) -> None:
+    """Connect the ranks before the first step."""
+    seconds = grid.warm_up()
+    if grid.world_size > 1:
+        metrics.say(f"connections between {grid.world_size} ranks made in {seconds:.2f} s")
 
 
 def record_plan(config: TrainConfig, shards: DataSet, progress: Progress, metrics: Metrics) -> None:
@@ -238,7 +246,7 @@ def main(config: DictConfig) -> None:
             refuse_shared_folders(jobs)
         log.info("job %d of %d: %s", number + 1, len(jobs), " ".join(swept(jobs)[number]))
     if code := run(wanted):
-        sys.exit(code)
+        sys.exit(exit_code(code))  # of a sweep too: none of its jobs is begun after a stop
 
 
 if __name__ == "__main__":

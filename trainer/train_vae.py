@@ -71,9 +71,9 @@ def run(config: TrainVaeConfig) -> int:
     with StopRequest() as stop:
         job = prepare(config, clips)
         with job.metrics:
-            signal_name = train(job, stop)
-            if signal_name is not None:
-                log.info("stopped by %s at step %d, all saved; the same command goes on", signal_name, job.step)
+            reason = train(job, stop)
+            if reason is not None:
+                log.info("stopped by %s at step %d, all saved; the same command goes on", reason, job.step)
                 job.metrics.exit_code = EXIT_STOPPED
             else:
                 finish(job)

@@ -22,6 +22,7 @@ CONFIG = """\
 ClusterName=tessera
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
+FirstJobId={port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge

@@ -22,3 +22,13 @@ def test_only_its_own_kind_of_container_adds_words():
     assert (none.srun_options("/c"), none.wrapper("/c")) == ([], [])
     assert ContainerConfig(kind="pyxis", image="i").wrapper("/c") == []
     assert ContainerConfig(kind="apptainer", image="i").srun_options("/c") == []
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "hf_token", "DB_PASSWORD", "AWS_SECRET"])
+def test_a_secret_is_refused_without_its_value(name):
+    with pytest.raises(
+        ValueError, match=rf"^cluster\.environment\.{name} looks like a secret.* export {name} in"
+    ) as why:
+        ClusterConfig(environment={"NCCL_DEBUG": "INFO", name: "hunter2"})
+    assert "hunter2" not in str(why.value)
+    assert ClusterConfig(environment={"TOKENIZERS_PARALLELISM": "false"}).environment

@@ -1,11 +1,15 @@
 """One job and what clusters do to it: it goes on each time, bit by bit the run that nobody disturbed."""
 
+import re
 import time
 
 import pytest
 
 from tests.slurm.checkout_case import ENDED, training, until
+from tests.trainer.wandb_case import expected_history, numbers_of, read_file
 from trainer.checkpoint import committed_steps
+from trainer.metrics import read_metrics
+from trainer.mirror import ID_FILE
 
 
 class Life:
@@ -100,3 +104,52 @@ def test_a_job_goes_on_after_its_time_limit_a_requeue_a_lost_node_and_a_killed_d
     cluster.wait(job, ENDED, seconds=60)
     time.sleep(1)
     assert checkout.losses("straight")[: len(losses)] == losses
+
+
+def saved(life, *, times):
+    """SLURM shows a job as waiting while its last start still saves."""
+    log = life.checkout.log
+    until(
+        lambda: log(life.job).count("everything is saved, and the same command goes on") == times,
+        seconds=90,
+        what=lambda: log(life.job),
+    )
+
+
+@pytest.mark.slow
+def test_a_task_of_an_array_is_requeued_alone_and_stays_one_run_of_wandb(
+    checkout, cluster, monkeypatch, caplog, capsys
+):
+    sizes = {"run__steps": 100_000, "run__checkpoint_every": 1000, "wandb__mode": "offline"}
+    assert checkout.submit(monkeypatch, caplog, *training("pair", **sizes), "-m", "seed=0,1") == 0
+    (array,) = re.findall(r"^job (\d+)", capsys.readouterr().out, re.MULTILINE)
+    mine, other = Life(checkout, "pair-seed-0"), Life(checkout, "pair-seed-1")
+    mine.job, other.job = f"{array}_0", f"{array}_1"
+    for life in (mine, other):
+        life.goes_on()
+    assert checkout.jobs(monkeypatch, "requeue", "pair-seed-0") == 0
+    assert f"job {mine.job} goes back to the queue" in capsys.readouterr().out
+    saved(mine, times=1)
+    mine.was_requeued()
+    assert (cluster.field(other.job, "JobState"), cluster.field(other.job, "Restarts")) == ("RUNNING", "0")
+    checkout.start_now(mine.job)
+    mine.goes_on()
+    stopped = mine.stopped_after[-1]
+    assert f"resumed from runs/pair-seed-0/checkpoints/step_{stopped:08d}" in checkout.log(mine.job)
+
+    cluster.run("scancel", "--signal=USR1", "--batch", mine.job)  # as before the time limit
+    saved(mine, times=2)
+    mine.was_requeued()
+    assert checkout.jobs(monkeypatch, "cancel", "pair-seed-0", "pair-seed-1") == 0
+    for life in (mine, other):
+        assert cluster.wait(life.job, ENDED, seconds=90) == "CANCELLED"
+    assert len((mine.folder / "starts.jsonl").read_text().splitlines()) == 2
+    assert len((other.folder / "starts.jsonl").read_text().splitlines()) == 1
+    steps = checkout.steps("pair-seed-0")
+    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] >= stopped + 5
+    told = [read_file(path) for path in sorted(mine.folder.glob("wandb/offline-run-*/*.wandb"))]
+    assert {one.run.run_id for one in told} == {(mine.folder / ID_FILE).read_text().strip()}
+    shown = [entry["_step"] for one in told for entry in one.history]
+    assert shown == steps, "no step is missing, none is there twice"
+    history = numbers_of([entry for one in told for entry in one.history])
+    assert history == expected_history(read_metrics(mine.folder))

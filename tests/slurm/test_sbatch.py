@@ -1,8 +1,10 @@
 """`sbatch slurm/train.sbatch` on a real two-node SLURM."""
 
+import pytest
 import yaml
 
-from tests.slurm.checkout_case import ENDED, training
+from tests.slurm.checkout_case import ENDED, training, until
+from trainer.checkpoint import committed_steps
 
 
 def test_a_run_spans_both_nodes_and_gets_its_overrides(checkout):
@@ -23,8 +25,28 @@ def test_a_run_spans_both_nodes_and_gets_its_overrides(checkout):
 def test_a_mistake_ends_the_job_with_its_sentence(checkout):
     job = checkout.sbatch(*training("mistake"), "run.stepz=4", nodes=1)
     assert checkout.cluster.wait(job, ENDED, seconds=300) == "FAILED"
-    assert "stepz" in checkout.log(job)
-    assert "goes back to the queue" not in checkout.log(job)
+    log = checkout.log(job)
+    said, launcher, srun, _ = log.splitlines()[-4:]
+    assert said.startswith("error: run.stepz is in no config: did you mean run.steps?")
+    assert launcher.startswith("rank 0 on ") and launcher.endswith(": exit code 2")
+    assert srun.startswith("srun: error: ") and srun.endswith("Exited with exit code 2")
+    assert "Traceback" not in log and "goes back to the queue" not in log
+    assert checkout.cluster.field(job, "ExitCode") == "2:0"
+
+
+@pytest.mark.slow
+def test_the_signal_at_the_time_limit_is_not_taken_for_a_cancel(checkout):
+    """Nothing comes before it here: no warning that the script understands, no end that the loop knows."""
+    cluster, words = checkout.cluster, training("limit", run__steps=100_000)
+    command = ("sbatch", "--parsable", "--nodes=1", "--time=1", "--signal=B:CONT@1", "slurm/train.sbatch", *words)
+    job = cluster.run(*command, cwd=checkout.folder, **checkout.env, SLURM_JOB_END_TIME="9999999999")
+    until(lambda: cluster.field(job, "Restarts") == "1", seconds=240, what=lambda: checkout.log(job))
+    log = checkout.log(job)
+    assert "DUE TO TIME LIMIT" in log and "told to end: asking the ranks to save" in log
+    assert f"stopped before the end (SIGTERM): job {job} goes back to the queue" in log
+    assert committed_steps(checkout.folder / "runs/limit/checkpoints") == [checkout.steps("limit")[-1]]
+    cluster.wait(job, ("PENDING",), seconds=60)
+    cluster.run("scancel", job)
 
 
 def test_submitting_from_elsewhere_is_refused(checkout, tmp_path):

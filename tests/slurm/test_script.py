@@ -104,3 +104,25 @@ def test_a_path_that_would_fall_apart_is_refused():
     container = ContainerConfig(kind="apptainer", image="/shared/my image.sif")
     with pytest.raises(ValueError, match=r"'/shared/my image.sif' has a blank in it, which WRAPPER cannot hold"):
         render(job(cluster=ClusterConfig(container=container)))
+
+
+@pytest.mark.parametrize(
+    "name", ["a\n#SBATCH --partition=other", "a\rb", "a\x1b[2J", 'a" --wrap="rm', "it's", "a\\", "a\u2028b"], ids=ascii
+)
+def test_a_name_that_would_leave_its_line_is_refused(name):
+    with pytest.raises(
+        ValueError, match=r"^name=.* has .* in it, which a script for sbatch cannot hold: leave it away$"
+    ):
+        render(job(name=name))
+
+
+def test_a_folder_may_have_anything_that_a_shell_can_quote(tmp_path):
+    path = Path("runs/a `b` $(touch c) 'd' \"e\"; f/submit.yaml")
+    assert run_by_bash(render(job(configs=(path,))), tmp_path)[-1] == str(path)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"slurm"}
+    with pytest.raises(ValueError, match=r"^folder='runs/a\\nb' has '\\n' in it"):
+        render(job(configs=(Path("runs/a\nb/submit.yaml"),)))
+
+
+def test_a_name_with_blanks_or_a_hash_is_quoted():
+    assert '#SBATCH --job-name="lr 1e-3 #2"' in render(job(name="lr 1e-3 #2")).splitlines()

@@ -51,6 +51,16 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(clips, tmp_path):
     assert rows[0] == rows[1]
 
 
+def test_a_time_limit_that_is_near_ends_training_after_a_step_with_all_saved(clips, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1")
+    job = prepare(make_config(clips, tmp_path / "limited", steps=6), "clips")
+    assert train(job, StopRequest()).startswith("the job's time limit (-")
+    assert prepare(job.config, "clips").step == job.step == 1
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "9999999999")
+    assert train(job, StopRequest()) is None
+
+
 def test_training_helps_and_leaves_parameters_without_a_rate_alone(clips, tmp_path):
     config = make_config(clips, tmp_path / "codec", steps=200, schedule=ScheduleConfig(lr=5e-3, warmup_steps=2))
     job = prepare(replace(config, optim=replace(config.optim, shortcut_lr_ratio=0.0)), "clips")

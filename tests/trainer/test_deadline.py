@@ -23,7 +23,7 @@ def take(limit, clock, kind, seconds):
 
 
 def test_without_a_limit_nothing_is_forbidden(clock):
-    limit = Deadline(None)
+    limit = Deadline(None, closing_s=30.0)
     take(limit, clock, "step", 1e9)
     assert limit.forbids(["step", "save"]) is None
 
@@ -31,15 +31,15 @@ def test_without_a_limit_nothing_is_forbidden(clock):
 def test_the_longest_yet_of_each_kind_and_a_reserve_have_to_fit(clock, monkeypatch):
     monkeypatch.setattr(deadline, "_MARGIN_S", 10.0)
     monkeypatch.setattr(deadline, "_SLOWER", 1.5)
-    limit = Deadline(2000.0)
+    limit = Deadline(2000.0, closing_s=30.0)
     for kind, seconds in (("step", 4), ("step", 8), ("step", 2), ("save", 20), ("evaluate", 100)):
         take(limit, clock, kind, seconds)
-    needed = 1.5 * (8 + 20) + 10
+    needed = 1.5 * (8 + 20) + 10 + 30
     clock[0] = 2000.0 - needed
     assert limit.forbids(["step", "save"]) is None
-    assert limit.forbids(["step", "evaluate", "save"]) == ("the job's time limit (52 s are left, 202 s may be needed)")
+    assert limit.forbids(["step", "evaluate", "save"]) == ("the job's time limit (82 s are left, 232 s may be needed)")
     clock[0] += 1
-    assert limit.forbids(["step", "save"]) == "the job's time limit (51 s are left, 52 s may be needed)"
+    assert limit.forbids(["step", "save"]) == "the job's time limit (81 s are left, 82 s may be needed)"
 
 
 def test_a_log_says_at_its_top_when_time_is_up(clock):

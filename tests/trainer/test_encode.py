@@ -226,6 +226,21 @@ def in_parts(config, tmp_path):
     return replace(config, clips=str(tmp_path / "many"), clip_shards_per_part=1)
 
 
+def test_a_time_limit_that_is_near_ends_a_run_after_a_part(in_parts, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    whole = run(replace(in_parts, folder=str(tmp_path / "whole")))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1")
+    for _ in range(3):
+        with pytest.raises(SystemExit) as stop:
+            run(in_parts)
+        assert stop.value.code == 75
+    stops = [text for text in caplog.messages if text.startswith("stopped by the job's time limit (-")]
+    assert len(stops) == 3 and "the finished parts are kept" in stops[0]
+    assert run(in_parts).hash == whole.hash, "the last part needs nothing after it"
+    assert any(text.startswith("goes on after 3 of 4 parts") for text in caplog.messages)
+
+
 @pytest.mark.parametrize("batch", [3, 4, 6, 7])
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(in_parts, tmp_path, monkeypatch, caplog, batch):
     caplog.set_level("INFO")

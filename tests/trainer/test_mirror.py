@@ -160,3 +160,14 @@ def test_the_page_of_a_run_is_told_of_once_it_is_known_and_training_goes_first(t
 def test_a_negative_patience_is_refused():
     with pytest.raises(ValueError, match=r"wandb\.finish_s=-1\.0 must be a number of seconds"):
         WandbConfig(finish_s=-1.0)
+
+
+def test_signals_that_slurm_sends_to_all_do_not_end_it_in_its_first_moment(tmp_path, caplog):
+    metrics = Metrics(tmp_path, speaks=True, resume_step=0, config_yaml="name: x\n")
+    metrics.start_wandb(WandbConfig(mode="offline"), name="x", settings={})
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        os.killpg(metrics._mirror._process.pid, number)
+    metrics.write(1, {"loss": 0.5})
+    metrics.close(75)
+    assert warnings(caplog) == []
+    assert numbers_of(read_offline(tmp_path).history) == expected_history(read_metrics(tmp_path))

@@ -63,5 +63,23 @@ def test_a_second_signal_within_the_grace_is_the_same_stop_and_a_later_one_ends_
     assert process.wait(timeout=20) == 128 + signal.SIGTERM
 
 
+def test_the_signal_before_a_time_limit_leaves_the_one_at_the_limit_its_time():
+    """SLURM sends SIGUSR1, later SIGTERM, and kills only after its KillWait: a save goes on so long."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout.readline() == "SIGUSR1\n"
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        time.sleep(0.7)
+        process.send_signal(number)
+    time.sleep(0.2)
+    assert process.poll() is None
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+
+
 def test_the_exit_code_says_try_again():
     assert EXIT_STOPPED == os.EX_TEMPFAIL

@@ -4,7 +4,7 @@ import json
 
 from parallel.launch import SlurmJob
 from trainer.signals import EXIT_STOPPED
-from trainer.starts import FILE_NAME, Starts
+from trainer.starts import FILE_NAME, Starts, exit_code
 
 
 def job(number, note=None):
@@ -43,12 +43,17 @@ def test_a_torn_line_is_no_start(tmp_path):
     assert "by job 8" in starts.taken_over()
 
 
-def test_the_jobs_script_is_told_of_a_stop_where_it_asked(tmp_path):
+def test_the_jobs_script_is_told_of_a_stop_where_it_asked(tmp_path, monkeypatch):
     note = tmp_path / "7.stopped"
     assert Starts(tmp_path, job(7, note)).stopped("the time limit") is None
     assert note.read_text() == "the time limit\n"
-    assert [Starts(tmp_path, job(7, note)).exit_code(code) for code in (0, 1, EXIT_STOPPED)] == [0, 1, 0]
-    assert Starts(tmp_path, job(7)).exit_code(EXIT_STOPPED) == Starts(tmp_path, None).exit_code(EXIT_STOPPED) == 75
+    for name in ("SLURM_JOB_ID", "TESSERA_STOP_NOTE"):
+        monkeypatch.delenv(name, raising=False)
+    assert [exit_code(code) for code in (0, 1, EXIT_STOPPED)] == [0, 1, EXIT_STOPPED]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert exit_code(EXIT_STOPPED) == EXIT_STOPPED, "nobody was told"
+    monkeypatch.setenv("TESSERA_STOP_NOTE", str(note))
+    assert [exit_code(code) for code in (0, 1, EXIT_STOPPED)] == [0, 1, 0]
     assert Starts(tmp_path, job(7)).stopped("x") is None and Starts(tmp_path, None).stopped("x") is None
     assert "cannot be written" in Starts(tmp_path, job(7, tmp_path / "gone/7")).stopped("x")
 

@@ -71,11 +71,11 @@ def test_one_process_without_a_launcher_stops_at_ctrl_c_goes_on_and_says_when_it
     assert tree(folder) == before
 
 
-def test_ctrl_c_under_torchrun_saves_too(commands, inputs):
+def test_ctrl_c_under_a_launcher_saves_too_and_its_exit_code_says_so(commands, inputs):
     folder, words = inputs / "launched", [*overrides(folder="launched", run__steps=LONG), "parallel=dp2"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher = [sys.executable, "-m", "parallel.torchrun", "--standalone", "--nproc-per-node=2"]
     code, printed = interrupt([*launcher, "-m", "trainer.train", *words], folder, cwd=inputs)
-    assert code != 0, "torchrun's own code, 1, takes the place of ours"
+    assert code == 75 and "Traceback" not in printed, printed
     assert "everything is saved, and the same command goes on from here" in printed
     stopped_after = steps_logged(folder)[-1]
     assert committed_steps(folder / "checkpoints") == [stopped_after]
@@ -127,6 +127,19 @@ def test_a_sweep_in_one_shell_is_a_run_after_the_other_each_in_a_folder_of_its_o
         folder = inputs / f"runs/sweep-{packs}-{rate}"
         assert steps_logged(folder) == [1, 2, 3]
         assert CheckpointReader(folder / "checkpoints/step_00000003").state["settings"]["schedule.lr"] == float(rate)
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["by a job's script", "by hand"])
+def test_a_sweep_that_is_stopped_begins_no_further_run(commands, inputs, tmp_path, is_told):
+    """The time limit stops its first run after one step; a job's script that asked for it learns of it by the note."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "1"}
+    job |= {"TESSERA_STOP_NOTE": str(tmp_path / "note")} if is_told else {}
+    words = ["-m", *overrides(name=None, folder=None, run__steps=3), "seed=1,2", f"name=stopped-{is_told}-${{seed}}"]
+    ended = commands.run(words, cwd=inputs, event={"environ": job})
+    assert ended.code == (0 if is_told else 75), ended.err
+    assert (tmp_path / "note").exists() == is_told
+    assert steps_logged(inputs / f"runs/stopped-{is_told}-1") == [1]
+    assert "job 2 of 2" not in ended.err and not (inputs / f"runs/stopped-{is_told}-2").exists()
 
 
 @pytest.mark.parametrize(("layout", "ranks"), [("single", 1), ("tp2_pp2", 4)])
