@@ -96,13 +96,6 @@ def test_mistakes_get_one_sentence(commands, inputs, tmp_path, changes, sentence
     assert ended.codes == [2] and ended.err.startswith(sentence) and len(ended.err.splitlines()) == 1, ended.err
 
 
-def test_an_array_of_what_is_missing_is_written_for_slurm(commands, inputs, tmp_path):
-    shown = words(inputs, tmp_path / "sweep", launcher="slurm", flops_per_s=1e8)
-    printed = commands.run(shown, cwd=ROOT, module="scaling.sweep").ok().err
-    assert f"RANKS_PER_NODE=1 sbatch {tmp_path}/sweep/array.sbatch   submits an array of 4 cells" in printed
-    assert len(list((tmp_path / "sweep/words").iterdir())) == 4 and not (tmp_path / "sweep/runs").exists()
-
-
 @pytest.mark.slow
 def test_four_runs_are_made_once_one_killed_is_finished_and_a_torn_one_left_out(inputs, tmp_path):
     folder = tmp_path / "sweep"
