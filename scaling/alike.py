@@ -1,8 +1,8 @@
-"""What a held-out loss was measured on: only cells that were measured alike can be compared."""
+"""Whether cells can be compared: held-out losses that were measured alike, and what tells runs of one size apart."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ _KEYS = (
     "text.pad_to",
 )
 """Which clips, noise levels and captions, and of which average of the weights."""
+_DEFINING = ("model", "optim", "schedule", "flow", "text", "data")
+_BY_LENGTH = ("schedule.warmup_steps",)
+_OF_DATA = ("tokens_per_pack", "packs_per_step", "window", "position_fps", "limit_samples", "mix", "curriculum")
 
 
 def measured(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,3 +79,26 @@ def _against(cell: Cell, own: Mapping[str, Any], usual: Mapping[str, Any], most:
         said.append("that is other data")
     told = "; ".join(said or ["other held-out sources"])
     return replace(cell, broken=f"its loss was not measured as that of {most} was: {told}")
+
+
+def told_apart(cells: Sequence[Cell], configs: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    """Cells with the settings as `variant` in which runs of their size differ, beside length and seed."""
+    flat = [dict(_leaves(config)) for config in configs]
+    sizes: dict[float, list[dict[str, str]]] = {}
+    for cell, settings in zip(cells, flat, strict=True):
+        sizes.setdefault(cell.parameters, []).append(settings)
+    out = []
+    for cell, settings in zip(cells, flat, strict=True):
+        others = sizes[cell.parameters]
+        varies = [key for key in settings if len({one.get(key) for one in others}) > 1]
+        out.append(cell if cell.broken else replace(cell, variant=", ".join(f"{k} {settings[k]}" for k in varies)))
+    return out
+
+
+def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for group in _DEFINING:
+        part = config.get(group)
+        for name, value in sorted(part.items()) if isinstance(part, Mapping) else ():
+            key = f"{group}.{name}"
+            if key not in _BY_LENGTH and (group != "data" or name in _OF_DATA):
+                yield key, json.dumps(value, sort_keys=True)

@@ -32,8 +32,8 @@ def in_queue(folders: Sequence[Path]) -> dict[Path, str]:
     return {folder: "queued" if there[-1] in _WAITING else "running" for folder, there in found.items() if there}
 
 
-def count_ends(outcomes: Sequence[Outcome], attempts: Attempts) -> None:
-    """Write down how the last job of each of these runs ended, once."""
+def count_ends(outcomes: Sequence[Outcome], attempts: Attempts, say: Callable[[str], None]) -> None:
+    """Write down, and say, how the last job of each of these runs ended, once."""
     for one in outcomes:
         jobs = job_ids(one.folder)
         if not jobs or attempts.knows(jobs[-1]):
@@ -45,7 +45,9 @@ def count_ends(outcomes: Sequence[Outcome], attempts: Attempts) -> None:
         printed = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         kind, why = judged(one, printed, began=_began(facts), code=code)
         said = f"{state}, exit code {exit_code}" if exit_code else state
-        attempts.add(one.planned, kind, why=f"{why} (job {jobs[-1]}: {said})", code=said, job=jobs[-1])
+        why = f"{why} (job {jobs[-1]}: {said})"
+        attempts.add(one.planned, kind, why=why, code=said, job=jobs[-1])
+        say(f"{one.planned.name}: {kind}, {why}")
 
 
 def _began(facts: dict[str, str]) -> float:

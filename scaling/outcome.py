@@ -68,7 +68,6 @@ class Outcome:
             "folder": str(self.folder),
             "steps": planned.steps,
             "lr": planned.config.schedule.lr,
-            "seed": planned.config.seed,
             "layout": planned.dims.describe(),
             "planned_tokens": round(planned.tokens),
             "planned_flops": planned.flops,
@@ -83,6 +82,7 @@ class Outcome:
 def outcome_of(planned: PlannedCell, folder: Path, *, most_gap_growth: float) -> Outcome:
     """What lies in a run folder, held against what was planned."""
     cell = replace(cell_of_run(folder, most_gap_growth=most_gap_growth), name=planned.name)
+    cell = replace(cell, seed=planned.config.seed, variant=planned.variant)
     try:
         rows = rows_of_run(folder)
         changed = _changed(planned, folder) if rows else ()

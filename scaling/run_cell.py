@@ -10,7 +10,7 @@ import yaml
 
 from model.dit import DiTConfig
 from model.flops import parameter_count
-from scaling.alike import measured, measured_in, require_alike
+from scaling.alike import measured, measured_in, require_alike, told_apart
 from scaling.cell import Cell, read_cells
 from trainer.compose import to_dataclass
 from trainer.metrics import read_metrics
@@ -36,7 +36,9 @@ def read_runs(folders: Sequence[Path]) -> list[Cell]:
         here = [folder] if (folder / "config.yaml").is_file() else sorted(p for p in folder.glob("*/") if p.is_dir())
         if not here:
             raise ValueError(f"{folder} holds no run: give run folders, or a folder of them")
-        cells, runs = cells + [cell_of_run(run) for run in here], runs + here
+        found = [cell_of_run(run) for run in here]
+        settings = [{} if cell.broken else settings_of_run(run) for cell, run in zip(found, here, strict=True)]
+        cells, runs = cells + told_apart(found, settings), runs + here
     return compared(cells, runs)
 
 
@@ -81,7 +83,8 @@ def rows_of_run(folder: Path) -> list[dict[str, Any]]:
     """A run's `metrics.jsonl` but for a torn last line; ValueError where any other is no row of one."""
     try:
         rows = read_metrics(folder)
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if rows else []
+        path = folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     except UnicodeDecodeError as error:
         raise ValueError(f"its metrics.jsonl cannot be read ({error})") from error
     for number, row in enumerate(rows, 1):
@@ -142,5 +145,6 @@ def cell_of_record(
         flops=flops,
         loss=loss,
         standard_error=heldout.get("heldout/standard_error"),
+        seed=config["seed"] if isinstance(config.get("seed"), int) else None,
         broken=repetition(rows, most_gap_growth),
     )

@@ -127,7 +127,7 @@ class Sweep:
         unfinished = [one for one in outcomes if not (one.is_done or one.is_left_out)]
         queue = in_queue([one.folder for one in unfinished])
         if not self.config.dry_run:
-            count_ends([one for one in unfinished if one.folder not in queue], attempts)
+            count_ends([one for one in unfinished if one.folder not in queue], attempts, log.info)
         here = {one.planned.name for one in unfinished if runs_here(one.folder)}
         given_up = {one.planned.name: why for one in unfinished if (why := attempts.gives_up(one.planned))}
         # A process that an earlier sweep left is waited for here, and does not reach a job on another machine.

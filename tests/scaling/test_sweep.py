@@ -153,6 +153,32 @@ def test_ctrl_c_saves_the_runs_and_the_same_command_goes_on(inputs, tmp_path):
     assert list((run / "checkpoints").glob("step_*/COMMIT"))
 
 
+@pytest.mark.slow
+def test_a_killed_sweep_takes_its_run_along_and_the_next_waits_for_it_to_save(commands, inputs, tmp_path):
+    """The run is held still while its sweep is killed, so that the next one surely meets it."""
+    folder = tmp_path / "sweep"
+    shown = words(inputs, folder, grid__sizes=["2k"], grid__budgets=[4e8], flops_per_s=1e8)
+    first, run = commands.start(shown, cwd=tmp_path, module="scaling.sweep"), folder / "runs/2k-c4e08"
+    first.until(lambda: len(read_metrics(run)) >= 4, seconds=300)
+    (held,) = trainers(run)
+    os.kill(held, signal.SIGSTOP)
+    first.signal(signal.SIGKILL)
+    assert first.wait().codes == [-signal.SIGKILL]
+    second = commands.start(shown, cwd=tmp_path, module="scaling.sweep")
+    try:
+        second.until(lambda: "an earlier start still run it; waiting" in second.logs[0][1].read_text(), seconds=300)
+        assert trainers(run) == [held]
+    finally:
+        os.kill(held, signal.SIGCONT)
+    printed = second.wait().ok().err
+    assert "1 of 1 cells in" in printed
+    assert "SIGTERM: saving after this step" in (run / "console.txt").read_text()
+    starts = [json.loads(line)["step"] for line in (run / "starts.jsonl").read_text().splitlines()]
+    assert len(starts) == 2 and starts[0] == 0 and starts[1] >= 2, "the next began where the first had saved"
+    steps = [row["step"] for row in read_metrics(run) if "loss" in row]
+    assert steps == sorted(set(steps)), "each was taken once"
+
+
 def commands_on_top(path):
     """Of a sweep's file."""
     lines = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# python -m ")]
