@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from scaling.outcome import Outcome
@@ -34,9 +33,9 @@ class Running:
         losses = [row["loss"] for row in rows if "loss" in row]
         step, steps, took = max((row["step"] for row in rows), default=0), self.cell.planned.steps, now - self.began
         done = step - self.cell.step
-        left = f", {took * (steps - step) / done:.0f} s left" if done > 0 and step < steps else ""
+        left = f", {in_words(took * (steps - step) / done)} left" if done > 0 and step < steps else ""
         loss = f"loss {losses[-1]:.4f}" if losses else "starting"
-        return self.cell.planned.name, f"step {step} of {steps}", loss, f"{took:.0f} s{left}"
+        return self.cell.planned.name, f"step {step} of {steps}", loss, in_words(took) + left
 
 
 class Screen:
@@ -77,9 +76,21 @@ class Screen:
             if found:
                 self._tell("; ".join([head, *(f"{name}: {', '.join(rest)}" for name, *rest in found)]))
             return
-        table = Table.grid(padding=(0, 2, 0, 0))
-        for number in range(4):
-            table.add_column(no_wrap=True, overflow="ellipsis", ratio=1 if number == 0 else None)
-        for row in found:
-            table.add_row(*map(Text, row))
-        self._live.update(Group(Text(head), table), refresh=True)
+        numbers = [max(map(len, column)) for column in zip(*(row[1:] for row in found), strict=True)]
+        room = self._live.console.width - sum(numbers) - 2 * len(numbers)
+        longest = min(max((len(row[0]) for row in found), default=0), room)
+        lines = []
+        for name, *rest in found:
+            shown = name if len(name) <= longest else name[: longest - 1] + "\u2026"
+            lines.append("  ".join(part.ljust(width) for part, width in zip((shown, *rest), (longest, *numbers))))
+        self._live.update(Text("\n".join([head, *lines]), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+def in_words(seconds: float | None) -> str:
+    """Of a duration."""
+    if seconds is None:
+        return "?"
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"

@@ -19,6 +19,7 @@ from scaling.array import Array, count_ends, in_queue
 from scaling.attempts import Attempts
 from scaling.grid import GridConfig, PlannedCell, Planner, names, points, word
 from scaling.ladder import LadderConfig
+from scaling.live import in_words
 from scaling.local import LocalRuns, locked, runs_here
 from scaling.outcome import Outcome, comparable, outcome_of, record
 from scaling.pace import Pace
@@ -180,16 +181,6 @@ def table(found: Survey, pace: Pace) -> list[str]:
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-
-
-def in_words(seconds: float | None) -> str:
-    """Of a duration."""
-    if seconds is None:
-        return "?"
-    for unit, name in ((3600, "h"), (60, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds:.0f} s"
 
 
 def run(config: SweepConfig) -> None:

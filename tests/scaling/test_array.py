@@ -8,46 +8,20 @@ import pytest
 from scaling.array import Array
 from scaling.cell import read_cells
 from scaling.fit import main as fit
-from scaling.grid import word
 from slurm.cluster import ClusterConfig
+from tests.scaling.test_sweep import words
 from tests.slurm.checkout_case import ENDED
 from trainer.metrics import read_metrics
 
-TRAIN = {
-    "model": "nano",
-    "model.in_channels": 16,
-    "model.out_channels": 16,
-    "model.text_dim": 384,
-    "data.folder": "latents",
-    "data.codec": "codec",
-    "data.tokens_per_pack": 16,
-    "data.packs_per_step": 1,
-    "evaluation.levels": 2,
-    "run.checkpoint_every": 4,
-    "wandb.mode": "disabled",
-}
-SETTINGS = {
-    "launcher": "slurm",
-    "train": TRAIN,
-    "ladder.head_dim": 8,
-    "ladder.base_size": 4e3,
-    "ladder.lr": 1e-3,
-    "flops_per_s": 1e8,
-    "grid.sizes": ["2k", "8k"],
-    "grid.budgets": [1.2e7],
-    "grid.train_samples": 2,
-    "grid.evaluations": 1,
-}
-
 
 @pytest.fixture
-def sweep(commands, checkout):
+def sweep(commands, checkout, inputs):
     """`python -m scaling.sweep` in the checkout: what it says."""
     environ = {**checkout.env, "SLURM_CONF": checkout.cluster.env["SLURM_CONF"]}
 
     def call(name, **changes):
-        settings = SETTINGS | {"name": name} | {key.replace("__", "."): value for key, value in changes.items()}
-        shown = [word(key, value) for key, value in settings.items()]
+        settings = {"launcher": "slurm", "flops_per_s": 1e8, "grid__budgets": [1e8]} | changes
+        shown = words(inputs, f"runs/sweeps/{name}", name=name, **settings)
         ended = commands.run(shown, cwd=checkout.folder, module="scaling.sweep", event={"environ": environ})
         return ended.code, ended.out + ended.err
 
@@ -63,7 +37,7 @@ def job_of(printed):
     return re.search(r"(?m)^job (\d+): ", printed)[1]
 
 
-def test_what_is_missing_is_submitted_once_and_ends_in_cells(sweep, checkout, cluster):
+def test_what_is_missing_is_submitted_once_and_ends_in_cells(sweep, checkout, cluster, capsys):
     folder = checkout.folder / "runs/sweeps/small"
     held = {"cluster__options": ["--hold"]}
     code, printed = sweep("small", dry_run=True, **held)
@@ -94,10 +68,12 @@ def test_what_is_missing_is_submitted_once_and_ends_in_cells(sweep, checkout, cl
     assert not any(cell.broken for cell in cells.values())
     assert [read_metrics(run) for run in runs.values()] == before
     assert not (folder / "attempts.jsonl").exists()
+    assert fit([str(folder), "--out", str(folder / "fit")]) == 2
+    assert "error: " in capsys.readouterr().err, "two cells carry no law"
 
 
 def test_a_job_that_fails_is_submitted_again_as_often_as_retries_say_and_one_cancelled_is_no_failure(
-    sweep, checkout, cluster, capsys
+    sweep, checkout, cluster
 ):
     folder = checkout.folder / "runs/sweeps/bad"
     changes = {"grid__sizes": ["2k"], "cluster__prelude": ["exit 7"]}
@@ -107,16 +83,14 @@ def test_a_job_that_fails_is_submitted_again_as_often_as_retries_say_and_one_can
     for told in ("stopped, it has no config.yaml: .*CANCELLED", r"failed, it has no config.yaml: .*exit code 7:0\)"):
         code, printed = sweep("bad", **changes)
         assert code == 0 and "1 of them to be run" in printed, printed
-        assert re.search(f"2k-c1.2e07: {told}", printed), printed
+        assert re.search(f"2k-c1e08: {told}", printed), printed
         cluster.wait(job_of(printed), ENDED, seconds=60)
     code, printed = sweep("bad", **changes)
     assert code == 1 and "0 of them to be run" in printed and "\njob " not in printed, printed
     assert list(states(printed).values()) == ["left out"]
-    assert re.search(r"left out: 2k-c1.2e07: .*it failed 2 times, last: .*; a larger retries= tries again", printed)
+    assert re.search(r"left out: 2k-c1e08: .*it failed 2 times, last: .*; a larger retries= tries again", printed)
     kinds = [json.loads(line)["kind"] for line in (folder / "attempts.jsonl").read_text().splitlines()]
     assert kinds == ["stopped", "failed", "failed"]
-    assert fit([str(folder), "--out", str(folder / "fit")]) == 2
-    assert "error: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
