@@ -71,7 +71,8 @@ class Attempts:
         if diverged := [one for one in found if one.kind == "diverged"]:
             return f"it diverged ({diverged[-1].why}) and would do so again with the same settings"
         if len(failed) > self._retries:
-            return f"it failed {len(failed)} times, last: {failed[-1].why}; a larger retries= tries again"
+            times = f"{len(failed)} time{'s' * (len(failed) > 1)}"
+            return f"it failed {times}, last: {failed[-1].why}; a larger retries= tries again"
         return ""
 
 

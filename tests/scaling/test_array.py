@@ -37,6 +37,7 @@ def job_of(printed):
     return re.search(r"(?m)^job (\d+): ", printed)[1]
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_submitted_once_and_ends_in_cells(sweep, checkout, cluster, capsys):
     folder = checkout.folder / "runs/sweeps/small"
     held = {"cluster__options": ["--hold"]}
