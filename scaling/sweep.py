@@ -124,9 +124,11 @@ class Sweep:
 
     def survey(self, attempts: Attempts) -> Survey:
         """At all of them."""
-        outcomes = comparable([self.look(name) for name in self._cells])
-        unfinished = [one for one in outcomes if not (one.is_done or one.is_left_out)]
-        queue = in_queue([one.folder for one in unfinished])
+        first = {name: self.look(name) for name in self._cells}
+        queue = in_queue([one.folder for one in first.values() if not _is_settled(one)])
+        # Once more, now that it is known which jobs have ended: one that ended in between has left its last rows.
+        outcomes = comparable([one if _is_settled(one) else self.look(name) for name, one in first.items()])
+        unfinished = [one for one in outcomes if not _is_settled(one)]
         if not self.config.dry_run:
             count_ends([one for one in unfinished if one.folder not in queue], attempts, log.info)
         here = {one.planned.name for one in unfinished if runs_here(one.folder)}
@@ -149,9 +151,13 @@ class Sweep:
         return found
 
 
+def _is_settled(one: Outcome) -> bool:
+    return one.is_done or one.is_left_out
+
+
 def _explained(one: Outcome, attempts: Attempts, doing: str) -> Outcome:
     """With the reason of its last attempt, where it came to no end."""
-    if one.is_done or one.is_left_out:
+    if _is_settled(one):
         return one
     said = [one.cell.broken, f"now {doing}"] if doing else [one.cell.broken]
     if not doing and (tries := attempts.of(one.planned)):

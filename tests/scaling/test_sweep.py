@@ -167,12 +167,17 @@ def test_a_killed_sweep_takes_its_run_along_and_the_next_waits_for_it_to_save(co
     first.signal(signal.SIGKILL)
     assert first.wait().codes == [-signal.SIGKILL]
     second = commands.start(shown, cwd=tmp_path, module="scaling.sweep")
+    log = second.logs[0][1]
+
+    def says(sentence):
+        return log.is_file() and sentence in log.read_text()
+
     try:
-        second.until(lambda: "an earlier start still run it; waiting" in second.logs[0][1].read_text(), seconds=300)
+        second.until(lambda: says("an earlier start still run it; waiting"), seconds=300)
         assert trainers(run) == [held]
     finally:
         os.kill(held, signal.SIGCONT)
-    second.until(lambda: "1 of 1 cells in" in second.logs[0][1].read_text(), seconds=600)
+    second.until(lambda: says("1 of 1 cells in"), seconds=600)
     assert second.wait().ok()
     assert "SIGTERM: saving after this step" in (run / "console.txt").read_text()
     starts = [json.loads(line)["step"] for line in (run / "starts.jsonl").read_text().splitlines()]
