@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-_TEXTS = ("name", "broken")
+_TEXTS = ("name", "broken", "variant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,10 @@ class Cell:
     loss: float = math.nan
     """Held-out."""
     standard_error: float | None = None
+    seed: int | None = None
+    """Runs that differ in nothing else are replicates; None where that is not known."""
+    variant: str = ""
+    """What else tells it apart from other runs of its size and budget: a rate, an axis of the grid."""
     curve: tuple[tuple[float, float, float], ...] = ()
     broken: str = ""
     """Why the cell is left out; empty where it is sound."""
@@ -99,7 +103,7 @@ def read_cells(path: Path) -> list[Cell]:
                 raise ValueError(f"unknown keys {unknown}")
             name = row["name"] if isinstance(row.get("name"), str) else name
             if wrong := [key for key, value in row.items() if not _is_of_kind(key, value)]:
-                kind = "text" if wrong[0] in _TEXTS else "number"
+                kind = {"seed": "whole number"}.get(wrong[0], "text" if wrong[0] in _TEXTS else "number")
                 raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}, not a {kind}")
             curve = tuple((float(d), float(c), float(loss)) for d, c, loss in row.pop("curve", ()))
             cells.append(Cell(**row, curve=curve))
@@ -111,6 +115,8 @@ def read_cells(path: Path) -> list[Cell]:
 def _is_of_kind(key: str, value: Any) -> bool:
     if key in _TEXTS:
         return isinstance(value, str)
+    if key == "seed":
+        return isinstance(value, int) and not isinstance(value, bool)
     return key == "curve" or (isinstance(value, int | float) and not isinstance(value, bool))
 
 

@@ -69,6 +69,11 @@ class Point:
     seed: int
     words: tuple[str, ...]
 
+    @property
+    def variant(self) -> str:
+        """What it has beside a size, a budget and a seed."""
+        return ", ".join([*([f"lr x{self.lr_factor:g}"] if self.lr_factor != 1 else []), *self.words])
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCell:
@@ -90,6 +95,8 @@ class PlannedCell:
     unique_tokens: int
     evaluated_tokens: float
     """Predicted along the run, about."""
+    variant: str = ""
+    """What tells it apart from other cells of its size, budget and seed."""
 
     @property
     def all_flops(self) -> float:
@@ -225,6 +232,7 @@ class Planner:
             flops=lengths.flops(config.model, steps),
             unique_tokens=lengths.unique_tokens,
             evaluated_tokens=(self.grid.evaluations + 1) * lengths.evaluation_tokens(config),
+            variant=point.variant,
         )
 
     def _compose(self, words: Sequence[str]) -> TrainConfig:

@@ -1,31 +1,30 @@
 """The runs of a sweep on this machine: what is missing is started, watched, and started again where it failed."""
 
+import ctypes
 import fcntl
-import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+from typing import IO
 
 from parallel.launch import child_environment
+from scaling.attempts import Attempts, judged
+from scaling.live import Running, Screen
 from scaling.outcome import Outcome
-from trainer.compose import EXIT_USER_ERROR
 
-ATTEMPTS_NAME = "attempts.jsonl"
 CONSOLE_NAME = "console.txt"
+"""What a run prints. Its processes hold a lock on it, the last of them gives it back: two runs never share a folder."""
 _POLL_S = 0.25
-_EVERY_S = 10.0
 _PATIENCE_S = 60.0
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 Look = Callable[[str], Outcome]
 """What lies in the folder of the cell of that name."""
@@ -43,56 +42,57 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-class Attempts:
-    """How often each cell has failed, kept over sweeps."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / ATTEMPTS_NAME
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        rows = [json.loads(line) for line in lines]
-        self.failed = Counter(row["name"] for row in rows)
-        self.hopeless = {row["name"] for row in rows if row["code"] == EXIT_USER_ERROR}
-        """Those that ended by a mistake in their settings, or diverged: another attempt would end alike."""
-
-    def add(self, name: str, code: int, why: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"name": name, "code": code, "why": why, "time": round(time.time())}) + "\n")
-        self.failed[name] += 1
-        if code == EXIT_USER_ERROR:
-            self.hopeless.add(name)
+def claim(folder: Path) -> IO[bytes] | None:
+    """The console of a run folder, locked as long as a process has it open; None where one of a run does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    console = (folder / CONSOLE_NAME).open("ab")
+    try:
+        fcntl.flock(console, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        console.close()
+        return None
+    return console
 
 
-@dataclass(frozen=True)
+def runs_here(folder: Path) -> bool:
+    """Whether a process of this machine works in a run folder."""
+    if not (folder / CONSOLE_NAME).is_file():
+        return False
+    console = claim(folder)
+    if console is not None:
+        console.close()
+    return console is None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Running:
-    name: str
+    cell: Outcome
+    """As it lay when this began."""
     process: subprocess.Popen[bytes]
-    started: float
+    began: float
+    """In seconds since 1970."""
+    printed: int
+    """Bytes of the console before."""
+
+    @property
+    def name(self) -> str:
+        return self.cell.planned.name
 
 
 class LocalRuns:
     """Runs cells, `jobs` at once."""
 
-    def __init__(self, folder: Path, look: Look, *, jobs: int, retries: int, say: Callable[[str], None]) -> None:
-        self.folder, self._look, self._jobs, self._retries, self._say = folder, look, jobs, retries, say
-        self.attempts = Attempts(folder)
+    def __init__(self, look: Look, attempts: Attempts, *, jobs: int, say: Callable[[str], None]) -> None:
+        self._look, self._attempts, self._jobs, self._screen = look, attempts, jobs, Screen(say)
         self._running: list[_Running] = []
-        self._said = 0.0
+        self._waited_for: set[str] = set()
 
-    def gives_up(self, name: str) -> bool:
-        """Whether a cell that is not done is not tried again."""
-        return name in self.attempts.hopeless or self.attempts.failed[name] > self._retries
-
-    def run(self, todo: Sequence[Outcome], after_each: Callable[[], None]) -> None:
-        """Start all, each when there is room; Ctrl-C and SIGTERM have them save and stop."""
+    def run(self, todo: Sequence[Outcome], after_each: Callable[[], object]) -> None:
+        """Start all, each when there is room. Ctrl-C, SIGTERM and SIGHUP have them save and stop: KeyboardInterrupt."""
         queue, total, ended = [*todo], len(todo), 0
-        live = Live(console=Console(stderr=True), transient=True) if sys.stderr.isatty() else None
-        before = signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            if live is not None:
-                live.start()
+        with _asked_to_end(), self._stopping(), self._screen:
             while queue or self._running:
-                while queue and len(self._running) < self._jobs:
-                    self._running.append(self._start(queue.pop(0)))
+                ended += self._start_some(queue)
                 time.sleep(_POLL_S)
                 for one in [one for one in self._running if one.process.poll() is not None]:
                     self._running.remove(one)
@@ -100,86 +100,127 @@ class LocalRuns:
                     queue += [self._look(one.name)] if again else []
                     ended += not again
                     after_each()
-                self._show(live, f"{ended} of {total} cells ended")
-        except KeyboardInterrupt:
-            self._say("stopping; what runs is asked to save, and the same command goes on from there")
-            raise
-        finally:
-            if live is not None:
-                live.stop()
-            self._stop()
-            signal.signal(signal.SIGTERM, before)
+                lines = [Running(cell=one.cell, began=one.began) for one in self._running]
+                self._screen.show(f"{ended} of {total} cells ended", lines)
 
-    def _start(self, cell: Outcome) -> _Running:
-        planned = cell.planned
-        launcher = ["-m", "parallel.torchrun", "--standalone", f"--nproc-per-node={planned.ranks}"]
-        command = [sys.executable, *(launcher if planned.ranks > 1 else []), "-m", "trainer.train", *planned.words]
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        with (cell.folder / CONSOLE_NAME).open("ab") as console:
-            # A session of its own: Ctrl-C reaches it through us, once.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-                start_new_session=True,
-                env=child_environment(),
-            )
-        return _Running(planned.name, process, time.monotonic())
+    def _start_some(self, queue: list[Outcome]) -> int:
+        """Start what there is room for; how many need no start any more."""
+        needless = 0
+        for cell in [*queue]:
+            name = cell.planned.name
+            if len(self._running) >= self._jobs:
+                break
+            console = claim(cell.folder)
+            if console is None:
+                if name not in self._waited_for:
+                    self._screen.say(
+                        f"{name}: processes of an earlier start still run it; waiting for them to save and end"
+                    )
+                self._waited_for.add(name)
+                continue
+            with console:
+                queue.remove(cell)
+                found = self._look(name) if name in self._waited_for else cell
+                if found.is_done or found.is_left_out:
+                    needless += 1
+                else:
+                    self._running.append(_start(found, console))
+        return needless
 
     def _ended(self, one: _Running) -> bool:
         """Record how a run ended; whether it is to be tried again."""
         found, code = self._look(one.name), one.process.returncode
-        took = f"in {time.monotonic() - one.started:.0f} s"
+        took = f"in {time.time() - one.began:.0f} s"
         if found.is_done:
-            self._say(f"{one.name}: held-out loss {found.cell.loss:.4f}, {found.cell.flops:.3g} FLOPs {took}")
+            self._screen.say(f"{one.name}: held-out loss {found.cell.loss:.4f}, {found.cell.flops:.3g} FLOPs {took}")
             return False
-        if found.step == found.planned.steps and code == 0:
-            self._say(f"{one.name}: left out, {found.cell.broken}")
+        if found.is_left_out and code == 0:
+            self._screen.say(f"{one.name}: left out, {found.cell.broken}")
             return False
-        why = found.cell.broken or "no reason is known"
-        if not found.has_started:
-            why = _last_line(found.folder / CONSOLE_NAME) or why
-        self.attempts.add(one.name, code, why)
-        again = not self.gives_up(one.name)
-        self._say(f"{one.name}: failed with exit code {code}, {why}" + ("; it is tried again" if again else ""))
+        with (found.folder / CONSOLE_NAME).open("rb") as console:
+            console.seek(one.printed)
+            printed = console.read().decode(errors="replace")
+        kind, why = judged(found, printed, began=one.began, code=code)
+        self._attempts.add(found.planned, kind, why=why, code=str(code))
+        if kind == "stopped":
+            self._screen.say(f"{one.name}: stopped at step {found.step}; the next call goes on from there")
+            return False
+        again = kind == "failed" and not self._attempts.gives_up(found.planned)
+        self._screen.say(f"{one.name}: {kind} with exit code {code}, {why}" + ("; it is tried again" if again else ""))
         return again
 
-    def _show(self, live: Live | None, head: str) -> None:
-        now = time.monotonic()
-        if now - self._said < (_EVERY_S if live is None else 1.0):
-            return
-        self._said = now
-        lines = []
-        for one in self._running:
-            found = self._look(one.name)
-            losses = [row["loss"] for row in found.rows if "loss" in row]
-            state = f"step {found.step} of {found.planned.steps}" + (f", loss {losses[-1]:.4f}" if losses else "")
-            lines.append(f"{one.name}: {state}, {now - one.started:.0f} s")
-        if live is not None:
-            live.update(Text("\n".join([head, *lines])))
-        elif lines:
-            self._say("; ".join([head, *lines]))
-
-    def _stop(self) -> None:
-        """Have what still runs save and leave; what does not is killed."""
-        for one in self._running:
-            one.process.send_signal(signal.SIGINT)
-        end = time.monotonic() + _PATIENCE_S
-        for one in self._running:
-            try:
-                one.process.wait(max(end - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                self._say(f"{one.name} did not stop in {_PATIENCE_S:.0f} s and was killed; its last checkpoint stands")
-                one.process.kill()
-                one.process.wait()
-        self._running.clear()
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """In the end, have what still runs save and leave; what does not is killed."""
+        try:
+            yield
+        finally:
+            if self._running:
+                self._screen.say(f"stopping: {len(self._running)} runs are asked to save, within {_PATIENCE_S:.0f} s")
+            for one in self._running:
+                one.process.send_signal(signal.SIGINT)
+            end = time.monotonic() + _PATIENCE_S
+            for one in self._running:
+                try:
+                    one.process.wait(max(end - time.monotonic(), 0.1))
+                except subprocess.TimeoutExpired:
+                    self._screen.say(f"{one.name} did not stop and was killed; its last checkpoint stands")
+                    _kill(one.process)
+            self._running.clear()
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _start(cell: Outcome, console: IO[bytes]) -> _Running:
+    planned = cell.planned
+    launcher = ["-m", "parallel.torchrun", "--standalone", f"--nproc-per-node={planned.ranks}"]
+    command = [sys.executable, *(launcher if planned.ranks > 1 else []), "-m", "trainer.train", *planned.words]
+    began, printed = time.time(), console.seek(0, os.SEEK_END)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=console,
+        stderr=console,
+        start_new_session=True,  # Ctrl-C reaches it through us, once
+        preexec_fn=_saves_when_we_die,
+        env={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{_PATIENCE_S:.0f}"} | child_environment(),
+    )
+    return _Running(cell=cell, process=process, began=began, printed=printed)
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+def _saves_when_we_die() -> None:
+    """In a run, before it is one: it gets SIGTERM when the sweep ends, be it by SIGKILL."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP are as Ctrl-C; where they were ignored, as under nohup, they still are."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in before:  # a terminal that closes sends several
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With all that descends from it: torchrun gives each rank a session of its own, which no group reaches."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found = [process.pid]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()

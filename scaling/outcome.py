@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from scaling.alike import measured
 from scaling.cell import Cell, write_cells
 from scaling.grid import PlannedCell
-from scaling.run_cell import CELLS_NAME, cell_of_run, rows_of_run, settings_of_run
+from scaling.run_cell import CELLS_NAME, cell_of_run, compared, gaps_of, rows_of_run, settings_of_run
 from trainer.compose import to_dataclass
 from trainer.config import TrainConfig, differences
 from trainer.evaluation import standard_error
@@ -54,34 +55,34 @@ class Outcome:
         return total
 
     @property
-    def gaps(self) -> list[float]:
-        """Held-out loss above that of training clips, as a share of it, at each evaluation but that of the start."""
-        found = [row for row in self.rows if "heldout/gap" in row and row["step"] > 0 and row["heldout/loss"] > 0]
-        return [row["heldout/gap"] / row["heldout/loss"] for row in found]
+    def last_alert(self) -> tuple[str, float]:
+        """Its kind and time; empty and 0 where there is none."""
+        alerts = [row for row in self.rows if isinstance(row.get("alert"), dict)]
+        return (str(alerts[-1]["alert"].get("kind", "")), float(alerts[-1].get("time", 0))) if alerts else ("", 0.0)
 
     def row(self) -> dict[str, Any]:
         """For the table of a sweep."""
-        cell, planned, gaps = self.cell, self.planned, self.gaps
+        cell, planned, gaps = self.cell, self.planned, gaps_of(self.rows)
         plain = {key: value for key, value in asdict(cell).items() if key != "curve" and value == value}
         return plain | {
             "folder": str(self.folder),
             "steps": planned.steps,
             "lr": planned.config.schedule.lr,
-            "seed": planned.config.seed,
             "layout": planned.dims.describe(),
             "planned_tokens": round(planned.tokens),
             "planned_flops": planned.flops,
             "unique_tokens": planned.unique_tokens,
             "epochs": round(planned.epochs, 4),
             "gap": round(gaps[-1], 6) if gaps else None,
-            "gap_before": round(gaps[-2], 6) if len(gaps) > 1 else None,
+            "smallest_gap": round(min(gaps), 6) if gaps else None,
             "seconds": round(self.seconds, 2),
         }
 
 
 def outcome_of(planned: PlannedCell, folder: Path, *, most_gap_growth: float) -> Outcome:
     """What lies in a run folder, held against what was planned."""
-    cell = replace(cell_of_run(folder), name=planned.name)
+    cell = replace(cell_of_run(folder, most_gap_growth=most_gap_growth), name=planned.name)
+    cell = replace(cell, seed=planned.config.seed, variant=planned.variant)
     try:
         rows = rows_of_run(folder)
         changed = _changed(planned, folder) if rows else ()
@@ -91,17 +92,13 @@ def outcome_of(planned: PlannedCell, folder: Path, *, most_gap_growth: float) ->
         cell = Cell(name=planned.name, broken=f"its folder holds a run of other settings ({'; '.join(changed)})")
     elif cell.broken and (error := last_error(folder)):
         cell = replace(cell, broken=f"{cell.broken}: {error}")
-    found = Outcome(cell=cell, planned=planned, folder=folder, rows=rows)
-    gaps = found.gaps
-    if found.is_done and len(gaps) > 1 and gaps[-1] - gaps[-2] > most_gap_growth:
-        why = f"the gap to training clips grows, from {gaps[-2]:.1%} of its loss to {gaps[-1]:.1%}: data is repeated"
-        return replace(found, cell=replace(cell, broken=f"{why} {planned.epochs:.1f} times"))
-    return found
+    return Outcome(cell=cell, planned=planned, folder=folder, rows=rows)
 
 
 def _changed(planned: PlannedCell, folder: Path) -> list[str]:
     saved = to_dataclass(TrainConfig, settings_of_run(folder))
-    return differences(saved.defining(), planned.config.defining())
+    now = planned.config
+    return differences(saved.defining() | measured(asdict(saved)), now.defining() | measured(asdict(now)))
 
 
 def last_error(folder: Path) -> str:
@@ -130,16 +127,19 @@ def paired_errors(outcomes: Sequence[Outcome]) -> Mapping[str, float]:
     return dict(zip(losses, (standard_error(row, sources) for row in table - table.mean(0)), strict=True))
 
 
+def comparable(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """All, with those broken whose loss was measured otherwise than that of most."""
+    cells = compared([one.cell for one in outcomes], [one.folder for one in outcomes])
+    return [replace(one, cell=cell) for one, cell in zip(outcomes, cells, strict=True)]
+
+
 def record(folder: Path, outcomes: Sequence[Outcome]) -> None:
     """Write `cells.jsonl`, with broken cells under their reason, and `table.jsonl`, with all that is known."""
+    outcomes = [one for one in outcomes if one.folder.is_dir()]
     errors = paired_errors(outcomes)
-    cells = [
-        replace(one.cell, standard_error=errors.get(one.cell.name, one.cell.standard_error))
-        for one in outcomes
-        if one.has_started
-    ]
+    cells = [replace(one.cell, standard_error=errors.get(one.cell.name, one.cell.standard_error)) for one in outcomes]
     scratch = folder / f"{CELLS_NAME}.tmp"
     write_cells(scratch, cells)
     scratch.replace(folder / CELLS_NAME)
-    table = "".join(json.dumps(one.row()) + "\n" for one in outcomes if one.has_started)
+    table = "".join(json.dumps(one.row()) + "\n" for one in outcomes)
     (folder / TABLE_NAME).write_text(table, encoding="utf-8")

@@ -4,6 +4,7 @@ from typing import Any
 
 import wandb
 
+from scaling.alike import measured, require_alike, told_apart
 from scaling.cell import Cell
 from scaling.run_cell import cell_of_record
 
@@ -16,7 +17,9 @@ def read_project(path: str, *, group: str | None = None) -> list[Cell]:
         raise ValueError(f"W&B project {path} could not be read ({error}): check the name and `wandb login`") from error
     if not runs:
         raise ValueError(f"W&B project {path} has no runs" + (f" in group {group}" if group else ""))
-    return [cell_of_wandb(run) for run in runs]
+    settings = [_nested(run.config) for run in runs]
+    cells = told_apart([cell_of_wandb(run) for run in runs], settings)
+    return require_alike(cells, [measured(one) for one in settings])
 
 
 def cell_of_wandb(run: Any) -> Cell:
@@ -27,8 +30,10 @@ def cell_of_wandb(run: Any) -> Cell:
     config = _nested(run.config)
     if "model" not in config or "run" not in config:
         return Cell(name=name, broken="its W&B config has no model and run: another program wrote it")
-    rows = run.scan_history(keys=["step", "tokens", "flops", "heldout/loss", "heldout/ratio_to_zero"])
-    return cell_of_record(name, config, list(rows))
+    rows = [*run.scan_history(keys=["step", "tokens", "flops", "heldout/loss", "heldout/ratio_to_zero"])]
+    # Asked for alone: W&B gives rows that have all of what is asked for, and runs need not log a gap.
+    gaps = [*run.scan_history(keys=["step", "heldout/loss", "heldout/gap"])]
+    return cell_of_record(name, config, [*gaps, *rows])
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:

@@ -122,11 +122,9 @@ def prepare(config: DictConfig, submit: SubmitConfig, suffix: str) -> Prepared:
     return Prepared(name=filled.name, folder=filled.path, yaml=to_yaml(filled), lines=lines)
 
 
-def submit(config: SubmitConfig, runs: Sequence[Prepared]) -> None:
-    """Write configs and script, and hand the script to sbatch as often as the chain is long."""
-    if len({run.folder for run in runs}) < len(runs):
-        raise ValueError(f"several runs of the sweep would write into {runs[0].folder}: let name= or folder= differ")
-    job = Job(
+def job_of(config: SubmitConfig, runs: Sequence[Prepared]) -> Job:
+    """One job; of several runs an array, a task each."""
+    return Job(
         name=runs[0].name if len(runs) == 1 else f"{runs[0].name} and {len(runs) - 1} more",
         module=config.module,
         configs=tuple(run.folder / CONFIG for run in runs),
@@ -137,9 +135,14 @@ def submit(config: SubmitConfig, runs: Sequence[Prepared]) -> None:
         at_once=config.at_once,
         is_chained=config.chain > 1,
     )
+
+
+def submit(config: SubmitConfig, runs: Sequence[Prepared]) -> None:
+    """Write configs and script, and hand the script to sbatch as often as the chain is long."""
+    if len({run.folder for run in runs}) < len(runs):
+        raise ValueError(f"several runs of the sweep would write into {runs[0].folder}: let name= or folder= differ")
+    job = job_of(config, runs)
     script = render(job)
-    for run in runs:
-        print(f"{run.folder}:", *run.lines, sep="\n  ")
     if config.dry_run:
         for run in runs:
             print(f"\n# {run.folder / CONFIG}\n{run.yaml}", end="")
@@ -161,7 +164,8 @@ def submit(config: SubmitConfig, runs: Sequence[Prepared]) -> None:
     print(f"python -m slurm.jobs tail {runs[0].folder}")
 
 
-def _require_checkout() -> None:
+def require_checkout() -> None:
+    """ValueError where the working directory is not the root of a checkout."""
     if not Path("slurm/train.sbatch").is_file():
         raise ValueError(f"{Path.cwd()} is not the root of a Tessera checkout: cd there, then submit")
 
@@ -186,12 +190,15 @@ def main() -> None:
     if options := [word for word in words if word.startswith("-")]:
         raise ValueError(f"{options[0]} is no option here (there are -m and --help); dry_run=true shows what would be")
     mine, theirs = split_words(words)
-    _require_checkout()
+    require_checkout()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = to_dataclass(SubmitConfig, compose("submit", mine))
         chosen = list(choices(theirs)) if is_sweep else [(theirs, "")]
         composed = [(compose(config.module.rpartition(".")[2], choice), suffix) for choice, suffix in chosen]
-    submit(config, [prepare(one, config, suffix) for one, suffix in composed])
+    runs = [prepare(one, config, suffix) for one, suffix in composed]
+    for run in runs:
+        print(f"{run.folder}:", *run.lines, sep="\n  ")
+    submit(config, runs)
 
 
 if __name__ == "__main__":

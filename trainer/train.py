@@ -149,6 +149,7 @@ def facts(config: TrainConfig, grid: Grid, engine: TrainEngine, shards: DataSet)
         **config.defining(),
         **{f"parallel.{name}": value for name, value in asdict(grid.dims).items()},
         **{f"run.{name}": value for name, value in asdict(config.run).items()},
+        **{f"evaluation.{name}": value for name, value in asdict(config.evaluation).items()},
         **{f"deepspeed.{name}": value for name, value in engine.settings.items()},
         "parameters": count.total,
         "parameters.non_embedding": count.non_embedding,

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.scaling.sweep_case import write_inputs
+from tests.slurm.conftest import checkout, cluster  # noqa: F401
 from tests.trainer.run_case import Commands
 
 

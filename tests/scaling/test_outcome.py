@@ -46,7 +46,7 @@ def test_a_finished_run_is_a_point(planned, tmp_path):
     assert (found.cell.tokens, found.cell.flops) == (10 * planned.steps, pytest.approx(planned.flops))
     assert found.seconds == 0.5 * planned.steps
     row = found.row()
-    assert (row["gap"], row["gap_before"], row["unique_tokens"]) == (0.012, 0.01, planned.unique_tokens)
+    assert (row["gap"], row["smallest_gap"], row["unique_tokens"]) == (0.012, 0.01, planned.unique_tokens)
     assert (row["epochs"], row["lr"]) == (pytest.approx(planned.epochs, abs=1e-4), planned.config.schedule.lr)
 
 
@@ -100,7 +100,7 @@ def test_a_diverged_run_says_so_with_its_own_last_words(planned, tmp_path):
 
 def test_a_gap_that_grows_leaves_a_cell_out_by_name(planned, tmp_path):
     found = outcome_of(planned, write_run(planned, tmp_path / "run", gaps=(0.01, 0.05)), most_gap_growth=GROWTH)
-    assert found.is_left_out and "gap to training clips grows, from 1.0% of its loss to 5.0%" in found.cell.broken
+    assert found.is_left_out and "grows by 4.0% of the loss, from 1.0% to 5.0% (most: 2.0%)" in found.cell.broken
     assert outcome_of(planned, tmp_path / "run", most_gap_growth=0.1).is_done
 
 

@@ -39,6 +39,21 @@ def test_a_run_that_broke_says_why(tmp_path, rows, torn, why):
     assert why in cell_of_run(tmp_path / "a").broken
 
 
+def test_a_gap_counts_from_the_smallest_of_the_whole_run_on(tmp_path):
+    gaps = [(0, 0.5), (2, 0.02), (4, 0.01), (6, 0.02), (8, 0.03), (10, 0.035)]
+    write_run(tmp_path / "a", [{"step": step, "heldout/loss": 1.0, "heldout/gap": gap} for step, gap in gaps] + [END])
+    told = "the gap to training clips grows by 2.5% of the loss, from 1.0% to 3.5% (most: 2.0%)"
+    assert cell_of_run(tmp_path / "a").broken.startswith(told), "though no part of it grew by 2 %"
+    assert not cell_of_run(tmp_path / "a", most_gap_growth=0.03).broken
+
+
+def test_a_line_torn_in_the_middle_is_named(tmp_path):
+    write_run(tmp_path / "a", [END | {"step": 3}, END])
+    path = tmp_path / "a" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("}\n", "\n", 1))
+    assert cell_of_run(tmp_path / "a").broken == "line 1 of its metrics.jsonl is torn, and 2 are there"
+
+
 def test_a_folder_of_runs_is_read_whole(tmp_path):
     write_run(tmp_path / "sweep" / "a", [END])
     write_run(tmp_path / "sweep" / "b", [])

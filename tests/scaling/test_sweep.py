@@ -96,13 +96,6 @@ def test_mistakes_get_one_sentence(commands, inputs, tmp_path, changes, sentence
     assert ended.codes == [2] and ended.err.startswith(sentence) and len(ended.err.splitlines()) == 1, ended.err
 
 
-def test_an_array_of_what_is_missing_is_written_for_slurm(commands, inputs, tmp_path):
-    shown = words(inputs, tmp_path / "sweep", launcher="slurm", flops_per_s=1e8)
-    printed = commands.run(shown, cwd=ROOT, module="scaling.sweep").ok().err
-    assert f"RANKS_PER_NODE=1 sbatch {tmp_path}/sweep/array.sbatch   submits an array of 4 cells" in printed
-    assert len(list((tmp_path / "sweep/words").iterdir())) == 4 and not (tmp_path / "sweep/runs").exists()
-
-
 @pytest.mark.slow
 def test_four_runs_are_made_once_one_killed_is_finished_and_a_torn_one_left_out(inputs, tmp_path):
     folder = tmp_path / "sweep"
@@ -140,7 +133,9 @@ def test_four_runs_are_made_once_one_killed_is_finished_and_a_torn_one_left_out(
     log = folder / "runs/8k-c2e08/metrics.jsonl"
     log.write_bytes(log.read_bytes()[: log.stat().st_size // 2])
     code, printed = sweep(inputs, folder, retries=0)
-    assert code == 0 and re.search(r"left out: 8k-c2e08: it stopped at step \d+ of \d+", printed), printed
+    assert code == 0 and re.search(
+        r"left out: 8k-c2e08: it failed 1 time, last: it stopped at step \d+ of \d+", printed
+    ), printed
     assert "3 of 4 cells in" in printed
     assert [one.name for one in read_cells(folder / "cells.jsonl") if one.broken] == ["8k-c2e08"]
 
@@ -158,6 +153,37 @@ def test_ctrl_c_saves_the_runs_and_the_same_command_goes_on(inputs, tmp_path):
     assert process.returncode == 130 and "the same command" in printed and "Traceback" not in printed
     assert not trainers(folder)
     assert list((run / "checkpoints").glob("step_*/COMMIT"))
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_takes_its_run_along_and_the_next_waits_for_it_to_save(commands, inputs, tmp_path):
+    """The run is held still while its sweep is killed, so that the next one surely meets it."""
+    folder = tmp_path / "sweep"
+    shown = words(inputs, folder, grid__sizes=["2k"], grid__budgets=[1e8], flops_per_s=1e8)
+    first, run = commands.start(shown, cwd=tmp_path, module="scaling.sweep"), folder / "runs/2k-c1e08"
+    first.until(lambda: len(read_metrics(run)) >= 4, seconds=300)
+    (held,) = trainers(run)
+    os.kill(held, signal.SIGSTOP)
+    first.signal(signal.SIGKILL)
+    assert first.wait().codes == [-signal.SIGKILL]
+    second = commands.start(shown, cwd=tmp_path, module="scaling.sweep")
+    log = second.logs[0][1]
+
+    def says(sentence):
+        return log.is_file() and sentence in log.read_text()
+
+    try:
+        second.until(lambda: says("an earlier start still run it; waiting"), seconds=300)
+        assert trainers(run) == [held]
+    finally:
+        os.kill(held, signal.SIGCONT)
+    second.until(lambda: says("1 of 1 cells in"), seconds=600)
+    assert second.wait().ok()
+    assert "SIGTERM: saving after this step" in (run / "console.txt").read_text()
+    starts = [json.loads(line)["step"] for line in (run / "starts.jsonl").read_text().splitlines()]
+    assert len(starts) == 2 and starts[0] == 0 and starts[1] >= 2, "the next began where the first had saved"
+    steps = [row["step"] for row in read_metrics(run) if "loss" in row]
+    assert steps == sorted(set(steps)), "each was taken once"
 
 
 def commands_on_top(path):

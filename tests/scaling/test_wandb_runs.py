@@ -16,6 +16,15 @@ def test_a_finished_run_is_a_cell():
     assert (cell.name, cell.broken, cell.loss, cell.tokens) == ("a (1x)", "", 0.7, 5000)
 
 
+def test_a_run_whose_gap_to_training_clips_grows_is_left_out():
+    """W&B gives only rows that have every key that is asked for."""
+    rows = [{"step": step, "heldout/loss": 0.7, "heldout/gap": gap} for step, gap in ((0, 0.3), (5, 0.007), (10, 0.07))]
+    found = wandb_run(rows=(*rows, END))
+    every = found.scan_history
+    found.scan_history = lambda keys: (row for row in every(keys) if set(keys) <= row.keys())
+    assert "grows by 9.0% of the loss, from 1.0% to 10.0%" in cell_of_wandb(found).broken
+
+
 def test_runs_that_broke_keep_their_name_and_say_why():
     assert cell_of_wandb(wandb_run(state="crashed")).broken == "W&B calls it crashed"
     assert "stopped at step 0 of 10" in cell_of_wandb(wandb_run(rows=())).broken
