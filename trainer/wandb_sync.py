@@ -45,8 +45,8 @@ class Page:
         """`parent` is the process whose record is followed and whose use of the machine is shown."""
         self.folder, self._parent = folder, parent
         self.id = (folder / ID_FILE).read_text(encoding="utf-8").strip()
-        self.config, self.name, self._settings = described(folder)
-        self.config = replace(self.config, mode=mode)
+        config, self.name, self._settings = described(folder)
+        self.config: WandbConfig = replace(config, mode=mode)
         # What the run wrote while this was being imported is news too.
         self._opened = time.time() - (0.0 if parent is None else process_age_s() + _SLACK_S)
         self._step, self._entry = -1, dict[str, Any]()
