@@ -1,5 +1,6 @@
 """Cells from run folders: `config.yaml` and `metrics.jsonl`."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from model.dit import DiTConfig
 from model.flops import parameter_count
 from scaling.cell import Cell, read_cells
 from trainer.compose import to_dataclass
+from trainer.config import TrainConfig
 from trainer.metrics import read_metrics
 
 CELLS_NAME = "cells.jsonl"
@@ -84,6 +86,7 @@ def cell_of_record(name: str, config: dict[str, Any], rows: Sequence[dict[str, A
     if wrong := [key for key, value in numbers.items() if not isinstance(value, int | float)]:
         return Cell(name=name, broken=f"step {last} has {wrong[0]} {numbers[wrong[0]]!r}, which is no number")
     tokens, flops, loss = (float(value) for value in numbers.values() if value is not None)
+    seed, variant = identity_of(config)
     return Cell(
         name=name,
         parameters=float(parameter_count(model).non_embedding),
@@ -91,4 +94,18 @@ def cell_of_record(name: str, config: dict[str, Any], rows: Sequence[dict[str, A
         flops=flops,
         loss=loss,
         standard_error=heldout.get("heldout/standard_error"),
+        seed=seed,
+        variant=variant,
     )
+
+
+def identity_of(config: dict[str, Any]) -> tuple[int | None, str]:
+    """A run's seed, and what else tells it apart from runs of its size and length; (None, "") for settings of old."""
+    try:
+        settings = to_dataclass(TrainConfig, config).defining()
+    except ValueError:
+        return None, ""
+    seed = int(settings.pop("seed"))
+    del settings["schedule"]["warmup_steps"]  # follows the steps, which follow the seed's packs
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return seed, f"lr {settings['schedule']['lr']:.3g}, settings {digest}"
