@@ -14,7 +14,7 @@ Rows = list[dict[str, Any]]
 MULTIPLES = (1, 4, 32)
 """Of the smallest compute."""
 _NONE = (
-    "<p>None written: a sweep writes them with grid.samples=2, say, and samples.prompts in the settings of its runs.</p>"
+    "<p>None written: grid.samples=2, say, and samples.prompts in the settings of the runs have a sweep write them.</p>"
 )
 
 

@@ -106,6 +106,7 @@ def identity_of(config: dict[str, Any]) -> tuple[int | None, str]:
     except ValueError:
         return None, ""
     seed = int(settings.pop("seed"))
-    del settings["schedule"]["warmup_steps"]  # follows the steps, which follow the seed's packs
+    for name in ("run.steps", "schedule.warmup_steps"):  # follow from the seed's packs
+        del settings[name]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return seed, f"lr {settings['schedule']['lr']:.3g}, settings {digest}"
+    return seed, f"lr {settings['schedule.lr']:.3g}, settings {digest}"
