@@ -168,7 +168,8 @@ def test_a_sweep_over_other_axes_is_no_ground_for_a_bet(inputs, tmp_path):
         held_out(rates, "20k", 1e9, (0,))
 
 
-def test_a_bet_is_run_and_settled_and_stands(inputs, tmp_path, commands, monkeypatch, caplog):
+@pytest.mark.slow
+def test_a_bet_is_run_and_settled_and_stands(inputs, tmp_path, monkeypatch, caplog):
     """Through `bet` itself: a prediction, two real runs, and the same words again run nothing."""
     config = small_sweep(inputs, tmp_path / "sweep")
     write_small_cells(config)
