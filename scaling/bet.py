@@ -95,7 +95,9 @@ def held_out(config: SweepConfig, size: str, budget: float, seeds: tuple[int, ..
             "grid.lr_factors and no grid.axes"
         )
     grid = replace(grid, sizes=(size,), budgets=(budget,), seeds=seeds, middle_seeds=())
-    return replace(config, name=f"{config.name}-bet", folder=str(config.path / FOLDER), grid=grid)
+    # What repeated data do to the loss is part of what is bet on, so no run is left out for it.
+    name, folder = f"{config.name}-bet", str(config.path / FOLDER)
+    return replace(config, name=name, folder=folder, grid=grid, most_gap_growth=math.inf)
 
 
 def predict(config: SweepConfig, *, times: float, seeds: tuple[int, ...], draws: int) -> Prediction:

@@ -37,7 +37,7 @@ class GridConfig:
     """Times the rate that the ladder gives, or the run has."""
     seeds: tuple[int, ...] = (0,)
     middle_seeds: tuple[int, ...] = ()
-    """Further seeds of the cell in the middle of sizes and budgets: they tell what another seed changes."""
+    """Further seeds of the middle size on the largest budget: what a seed changes, where a prediction leans most."""
     axes: dict[str, tuple[Any, ...]] | None = None
     """Any other settings of a run and their values, `optim.beta2: [0.95, 0.99]`; also groups, `model: [tiny, demo]`."""
     warmup_fraction: float = 0.05
@@ -141,8 +141,8 @@ def points(grid: GridConfig) -> list[Point]:
     budgets: Sequence[float | None] = grid.budgets or (None,)
     words = list(product(*([word(key, value) for value in values] for key, values in (grid.axes or {}).items())))
     axes = [*product(budgets, sizes, grid.lr_factors, words, grid.seeds)]
-    middle = budgets[len(budgets) // 2], sizes[len(sizes) // 2]
-    axes += product(middle[:1], middle[1:], grid.lr_factors[:1], words[:1], grid.middle_seeds)
+    middle = sizes[len(sizes) // 2]
+    axes += product(budgets[-1:], [middle], grid.lr_factors[:1], words[:1], grid.middle_seeds)
     return [
         Point(size=size, budget=budget, lr_factor=factor, seed=seed, words=tuple(chosen))
         for budget, size, factor, chosen, seed in axes
