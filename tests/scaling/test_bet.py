@@ -115,6 +115,7 @@ def test_runs_are_held_against_what_was_said():
     words = "\n".join(in_words(TOLD, result))
     assert "a loss of 1.5000 (1.4500 to 1.5600)" in words
     assert "a: loss 1.5200, inside the interval" in words
+    assert "ratio 0.00, at most 0.33" in words
     assert words.endswith("the bet is won")
 
 
@@ -123,6 +124,15 @@ def test_one_seed_outside_loses_the_bet():
     assert result.inside == {"a": False, "b": True}
     assert "a: loss 1.5700, OUTSIDE the interval" in in_words(TOLD, result)
     assert in_words(TOLD, result)[-1] == "the bet is lost"
+
+
+def test_an_interval_so_wide_that_no_change_would_do_loses_the_bet():
+    wide = replace(TOLD, loss=Interval(value=1.50, low=1.2, high=1.9))
+    result = settle(wide, [run_of("a", 1.59), run_of("b", 1.60)], {})
+    assert all(result.inside.values())
+    assert result.ratio > 1
+    assert "NOT at most 0.33" in in_words(wide, result)[-2]
+    assert not result.is_won
 
 
 def test_a_run_that_began_before_the_prediction_is_refused():
