@@ -217,9 +217,10 @@ def in_words(told: Prediction, result: Result | None) -> list[str]:
     lines = [first]
     for name, loss in result.losses.items():
         lines.append(f"{name}: loss {loss:.4f}, {'inside' if result.inside[name] else 'OUTSIDE'} the interval")
+    share = f"{'at' if result.ratio <= _MOST_RATIO else 'NOT at'} most {_MOST_RATIO:.2f}"
     lines.append(
         f"error {result.error:.2%} of the mean loss; predicting no change ({told.no_change:.4f}): "
-        f"{result.no_change_error:.2%}; ratio {result.ratio:.2f}, {'at' if result.ratio <= _MOST_RATIO else 'NOT at'} most {_MOST_RATIO:.2f}"
+        f"{result.no_change_error:.2%}; ratio {result.ratio:.2f}, {share}"
     )
     return [*lines, f"the bet is {'won' if result.is_won else 'lost'}"]
 

@@ -105,7 +105,7 @@ def paragraph(law: Law, told: Prediction) -> str:
         f"{_amount(told.tokens)} tokens and expect a loss of {told.loss.value:.4g}; 95 of 100 such runs should end "
         f"between {told.loss.low:.4g} and {told.loss.high:.4g}. That is {far}."
     )
-    if law.kind == "compute" and not law.refused:
+    if law.kind == "compute":
         text += (
             f" {law.grid.places} cells carry a law in compute only: what another size would reach at this budget "
             f"is not claimed, nor alpha and beta; {CELLS} cells or more would tell."

@@ -98,10 +98,6 @@ class Parabolas:
     """Per budget: centre of log N, then constant, slope and curvature of log loss."""
     refused: tuple[str, ...]
     """Budgets that say nothing, and what to add."""
-    scatter: float
-    """Standard deviation of log loss about the parabolas, and"""
-    degrees: int
-    """its degrees of freedom."""
     spread_B: Array
     """Standard deviation of log loss about the parabolas, as each redrawn fit had it."""
     residual: Array
@@ -164,8 +160,6 @@ def fit_parabolas(grid: Grid, *, draws: int, seed: int) -> Parabolas:
         bend_SK=curvature,
         curves=tuple(np.array([centres[k], *theta[3 * k : 3 * k + 3]]) for k in range(len(used))),
         refused=tuple(refused),
-        scatter=scatter,
-        degrees=degrees,
         spread_B=spread_B,
         residual=residual_M,
     )

@@ -1,12 +1,11 @@
 """The law of a sweep: what a budget buys, with intervals.
 
-From 20 cells on, L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, approach 3). From fewer, or where that
-surface misses the cells, only L(C) = E + K / C^gamma through the minima of IsoFLOP parabolas and a straight line for
-log N.
+From 20 cells on, L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, approach 3). From fewer, only
+L(C) = E + K / C^gamma through the minima of IsoFLOP parabolas and a straight line for log N.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
@@ -22,9 +21,6 @@ CELLS = 20
 """Fewer do not carry five parameters."""
 _LEAST_SPREAD = 0.1
 """Standard deviation of log N at fixed D, and the reverse, below which the two cannot be told apart."""
-_MISFIT = 0.01
-"""Level of the test whether a surface misses its cells."""
-_F_DRAWS = 100_000
 _MOST_LOST = 0.04
 """Share of redrawn fits lost above which there is no honest interval: from 5 % on they could be all of its tails."""
 _NO_SHARE = 1e-3
@@ -69,8 +65,6 @@ class Law:
     objective: float
     passes: bool = False
     """Through its points by construction: there are as many constants as points."""
-    refused: str = ""
-    """Why a surface in N and D, for which there are cells enough, is not claimed."""
 
     @property
     def largest(self) -> float:
@@ -102,7 +96,7 @@ class Law:
                 "three minima fix the three constants of L(C), so the curve passes through them by construction and "
                 "nothing tests its form: a fourth budget would"
             )
-        return [*out, self.refused] if self.refused else out
+        return out
 
     def exponent_S(self) -> Array:
         """Of C in the best N, S."""
@@ -182,32 +176,7 @@ def fit_law(cells: Sequence[Cell], *, draws: int = 1000, seed: int = 0) -> Law:
     # Several seeds of a size and a budget say no more of N and D.
     if count < CELLS:
         return _fit_compute(grid, draws=draws, seed=seed)
-    law = fit_parametric(grid, draws=draws, seed=seed)
-    if (why := _misses(law, draws, seed)) is None:
-        return law
-    return replace(_fit_compute(grid, draws=draws, seed=seed), refused=why)
-
-
-def _misses(law: Law, draws: int, seed: int) -> str | None:
-    """Why a surface in N and D is none of these cells: by an F test it leaves more than parabolas do; None where not.
-
-    None too where there are no parabolas to hold it against.
-    """
-    try:
-        parabolas = fit_parabolas(law.grid, draws=draws, seed=seed)
-    except ValueError:
-        return None
-    degrees = len(law.residual) - law.params_SK.shape[1]
-    ratio = float((law.residual**2).sum()) / degrees / parabolas.scatter**2
-    rng = np.random.default_rng((seed, 2))
-    drawn = [rng.chisquare(free, _F_DRAWS) / free for free in (degrees, parabolas.degrees)]
-    if np.mean(drawn[0] / drawn[1] >= ratio) > _MISFIT:
-        return None
-    return (
-        f"a surface in N and D misses these cells by {parabolas.scatter * np.sqrt(ratio):.2%} of the loss where "
-        f"parabolas leave {parabolas.scatter:.2%}, so only a law in compute is claimed; a larger sweep whose smallest "
-        "runs have more steps may carry one"
-    )
+    return fit_parametric(grid, draws=draws, seed=seed)
 
 
 def fit_parametric(grid: Grid, *, draws: int, seed: int = 0) -> Law:

@@ -241,14 +241,3 @@ def test_a_size_off_the_best_costs_what_parabolas_say(few):
     near, far = (log_loss(PUBLISHED, np.array([[n], [float(grid.tokens(n, log_c))]]))[0, 0] for n in (best, best + 0.7))
     assert off - at == pytest.approx(far - near, abs=0.002)
     assert off - at > 0.002
-
-
-def test_a_surface_that_misses_its_cells_is_not_claimed():
-    """Parabolas whose minima fall ever faster with compute, which no sum of falling powers does."""
-    budgets = np.geomspace(1e18, 1e20, 6)
-    cells = minima_at(3 - 0.15 * (budgets / 1e18) ** 0.3, budgets, noise=1e-4)
-    law = fit_law(cells, draws=200)
-    assert law.kind == "compute"
-    assert any(note.startswith("a surface in N and D misses these cells by") for note in law.notes())
-    held = fit_law(noisy_cells(BUDGETS, 5, noise=0.002), draws=100)
-    assert (held.kind, held.refused) == ("parametric", "")
