@@ -2,11 +2,13 @@ import json
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from model.dit import DiTConfig
 from model.flops import parameter_count
 from scaling.cell import Cell, sound_and_broken, write_cells
-from scaling.run_cell import cell_of_run, read_runs
+from scaling.run_cell import cell_of_run, identity_of, read_runs
+from tests.scaling.sweep_case import compose_train
 
 MODEL = {"num_heads": 4, "head_dim": 16, "ffn_dim": 128, "num_blocks": 2, "text_dim": 8}
 END = {"step": 10, "tokens": 5000, "flops": 10**9, "heldout/loss": 0.7, "heldout/ratio_to_zero": 0.4}
@@ -90,3 +92,19 @@ def test_a_damaged_file_breaks_its_run_by_name_and_no_other(tmp_path, file, cont
     assert [cell.name for cell in sound] == ["b"]
     assert [cell.name for cell in broken] == ["a"]
     assert why in broken[0].broken
+
+
+def test_seeds_of_a_run_share_a_variant_and_other_settings_do_not():
+    """Steps and warm-up follow from the packs that a seed draws, and tell nothing apart."""
+
+    def identity(**changes):
+        words = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+        composed = compose_train(["data.folder=runs/a", "data.codec=runs/codec", *words])
+        return identity_of(OmegaConf.to_container(composed, resolve=True))
+
+    seed, variant = identity(seed=3)
+    assert (seed, variant[:9]) == (3, "lr 0.001,")
+    assert identity(seed=4, run__steps=77, schedule__warmup_steps=7, data__folder="runs/b") == (4, variant)
+    for changes in ({"schedule__lr": 2e-3}, {"optim__beta2": 0.9}, {"data__packs_per_step": 8}, {"flow__shift": 2.0}):
+        assert identity(**changes)[1] != variant
+    assert identity_of({"model": MODEL, "run": {"steps": 10}}) == (None, "")
