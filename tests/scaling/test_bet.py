@@ -48,7 +48,7 @@ def run_of(name, loss, **changes):
 
 def small_sweep(inputs, folder):
     """Of four sizes and three budgets, on forty clips."""
-    grid = {"sizes": ["1k", "3k", "6k", "12k"], "budgets": [1e8, 2e8, 4e8], "train_samples": 8}
+    grid = {"sizes": ["1k", "3k", "6k", "12k"], "budgets": [2.5e7, 5e7, 1e8], "train_samples": 8}
     config = {
         "name": "small",
         "folder": str(folder),
@@ -64,16 +64,16 @@ def small_sweep(inputs, folder):
 
 
 def write_small_cells(config):
-    """On a law whose best size is 3,000 times the square root of the budget over 2e8."""
+    """On a law whose best size is 3,000 times the square root of the budget over 5e7."""
     cells = []
     for name, size, budget in zip(
         module.names(module.points(config.grid)),
         [1e3, 3e3, 6e3, 12e3] * 3,
-        [c for c in (1e8, 2e8, 4e8) for _ in "abcd"],
+        [c for c in (2.5e7, 5e7, 1e8) for _ in "abcd"],
     ):
-        off = math.log(size / 3e3) - 0.5 * math.log(budget / 2e8)
+        off = math.log(size / 3e3) - 0.5 * math.log(budget / 5e7)
         wiggle = 1e-4 * math.sin(3 * size + budget)
-        loss = (1 + 0.5 * (budget / 1e8) ** -0.3) * math.exp(0.02 * off**2 + wiggle)
+        loss = (1 + 0.5 * (budget / 2.5e7) ** -0.3) * math.exp(0.02 * off**2 + wiggle)
         cells.append(Cell(name=name, parameters=size, tokens=budget / 6 / size, flops=budget, loss=loss))
     config.path.mkdir(parents=True)
     write_cells(config.path / "cells.jsonl", cells)
@@ -145,13 +145,13 @@ def test_a_law_of_twelve_cells_says_what_a_larger_run_will_cost_and_come_to(inpu
     cells = write_small_cells(config)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         told = predict(config, times=3.2, seeds=(0, 1), draws=200)
-    assert (told.kind, told.cells, told.budget) == ("compute", 12, 1.28e9)
+    assert (told.kind, told.cells, told.budget) == ("compute", 12, 3.2e8)
     assert told.no_change == min(cell.loss for cell in cells[8:])
-    best = 3e3 * math.sqrt(1.28e9 / 2e8)
+    best = 3e3 * math.sqrt(3.2e8 / 5e7)
     assert told.recommended.value == pytest.approx(best, rel=0.05)
-    assert told.flops == pytest.approx(1.28e9, rel=0.05)
+    assert told.flops == pytest.approx(3.2e8, rel=0.05)
     off = math.log(told.parameters / best)
-    truth = (1 + 0.5 * (told.flops / 1e8) ** -0.3) * math.exp(0.02 * off**2)
+    truth = (1 + 0.5 * (told.flops / 2.5e7) ** -0.3) * math.exp(0.02 * off**2)
     assert told.loss.value == pytest.approx(truth, rel=0.01)
     assert told.loss.low < truth < told.loss.high
     assert abs(told.written_at - time.time()) < 60
@@ -163,7 +163,7 @@ def test_a_sweep_that_has_not_ended_is_no_ground_for_a_bet(inputs, tmp_path):
         predict(config, times=3.2, seeds=(0,), draws=100)
     write_cells(tmp_path / "cells.jsonl", [])
     config.path.mkdir()
-    write_cells(config.path / "cells.jsonl", [run_of("1k-c1e08", 1.0)])
+    write_cells(config.path / "cells.jsonl", [run_of("1k-c2.5e07", 1.0)])
     with pytest.raises(ValueError, match="11 cells of the sweep have not ended"):
         predict(config, times=3.2, seeds=(0,), draws=100)
 
