@@ -20,11 +20,14 @@ export WANDB_MODE ?= offline
 demo: $(READY)
 	@python -m trainer.demo
 
-# Needs what `make demo` leaves, and makes it where it is not there.
+# Needs what `make demo` leaves, and makes it where it is not there. Again after Ctrl-C, it goes on; again after its end, it
+# says what stands. Shards of an older version are refused by the sweep: `rm -r runs/demo` then has them made again.
 scaling-demo: $(READY)
 	@test -f runs/demo/latents/manifest.parquet || python -m trainer.demo
-	@python -m scaling.sweep sweep=demo
-	@python -m scaling.fit --cells runs/sweeps/demo/cells.jsonl
+	@python -m scaling.sweep sweep=demo || { code=$$?; test $$code != 2 || \
+		echo "Shards that do not fit are made again by: rm -r runs/demo && make scaling-demo" >&2; exit $$code; }
+	@python -m scaling.fit --cells runs/sweeps/demo/cells.jsonl --out runs/sweeps/demo/fit
+	@python -m scaling.bet sweep=demo; bet=$$?; python -m scaling.report runs/sweeps/demo && exit $$bet
 
 docs: $(READY)
 	@sphinx-build -W -q docs docs/_build/html

@@ -7,12 +7,14 @@ It is shown, and never fitted.
 import csv
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 _TEXTS = ("name", "broken", "variant")
+_SAME = 1.03
+"""Seeds of one cell draw other packs: so far apart may their FLOPs be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,8 @@ def checked(cell: Cell) -> Cell:
 def sound_and_broken(cells: Iterable[Cell]) -> tuple[list[Cell], list[Cell]]:
     """Cells to fit, and cells to report; a name given twice is a mistake of the user's (ValueError).
 
-    Of runs of one size and one budget that differ in something else, a learning rate say, the best is the cell.
+    Seeds of one variant are all kept. Of variants of one size and budget, or runs that do not say what tells them
+    apart, those with the least mean loss are.
     """
     seen: set[str] = set()
     sound: list[Cell] = []
@@ -66,16 +69,39 @@ def sound_and_broken(cells: Iterable[Cell]) -> tuple[list[Cell], list[Cell]]:
             raise ValueError(f"cell {cell.name} is given twice: name each run once")
         seen.add(cell.name)
         (broken if cell.broken else sound).append(cell)
-    best: dict[tuple[float, float], Cell] = {}
-    for cell in sorted(sound, key=lambda cell: cell.loss):
-        best.setdefault((cell.parameters, cell.flops), cell)
-    kept = {cell.name for cell in best.values()}
-    for cell in sound:
-        if cell.name not in kept:
-            first = best[cell.parameters, cell.flops]
-            why = f"{first.name} is of the same size and FLOPs and has the lower loss ({first.loss:.4g})"
-            broken.append(replace(cell, broken=why))
-    return [cell for cell in sound if cell.name in kept], broken
+    worse: dict[str, str] = {}
+    for place in places(sound):
+        variants: dict[tuple[str, str], list[Cell]] = {}
+        for cell in place:
+            variants.setdefault((cell.variant, cell.name if cell.seed is None else ""), []).append(cell)
+        best = min(variants.values(), key=mean_loss)
+        whose = f"{best[0].name} is of the same size and FLOPs and has the lower " + (
+            f"loss ({best[0].loss:.4g})"
+            if len(best) == 1
+            else f"mean loss of {len(best)} seeds ({mean_loss(best):.4g})"
+        )
+        worse |= {cell.name: whose for variant in variants.values() if variant is not best for cell in variant}
+    broken += [replace(cell, broken=worse[cell.name]) for cell in sound if cell.name in worse]
+    return [cell for cell in sound if cell.name not in worse], broken
+
+
+def places(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Sound cells by size and budget. FLOPs of runs whose seed is not known must be equal to share one."""
+    found: list[list[Cell]] = []
+    for cell in sorted(cells, key=lambda cell: (cell.parameters, cell.flops)):
+        last = found[-1][-1] if found else None
+        if last is not None and last.parameters == cell.parameters:
+            room = 1.0 if last.seed is None or cell.seed is None else _SAME
+            if cell.flops <= last.flops * room:
+                found[-1].append(cell)
+                continue
+        found.append([cell])
+    return found
+
+
+def mean_loss(replicates: Sequence[Cell]) -> float:
+    """Of the logs of loss, which is what laws are fitted to."""
+    return math.exp(sum(math.log(cell.loss) for cell in replicates) / len(replicates))
 
 
 def write_cells(path: Path, cells: Iterable[Cell]) -> None:

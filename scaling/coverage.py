@@ -60,7 +60,7 @@ def holds(law: Law, rng: np.random.Generator) -> dict[str, bool]:
 def parametric_laws(grid: Grid, y_SM: Array, *, draws: int, rng: np.random.Generator) -> list[Law]:
     """Laws of data sets side by side. They start from the truth, since 4,500 starts would find no better."""
     best, value = minimise(np.repeat(PUBLISHED, len(y_SM), 0), Problem(x_TM=grid.x_TM, y_SM=y_SM))
-    redrawn = redraw(best, grid.x_TM, y_SM, draws=draws, rng=rng).reshape(len(y_SM), draws, -1)
+    redrawn = redraw(best, grid, y_SM, draws=draws, rng=rng).reshape(len(y_SM), draws, -1)
     return [
         parametric_law(grid.with_loss(y), np.concatenate([best[i : i + 1], redrawn[i]]), float(value[i]), rng)
         for i, y in enumerate(y_SM)

@@ -1,12 +1,12 @@
 """The minimum over training curves: what no cheaper point reaches (Hoffmann et al. 2022, approach 1)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.cell import Cell
+from scaling.cell import Cell, mean_loss, places
 from scaling.interval import Array, Interval, bias_corrected
 from scaling.isoflop import budgets_of
 
@@ -26,8 +26,10 @@ class Envelope:
 def fit_envelope(cells: Sequence[Cell], *, draws: int, seed: int) -> Envelope:
     """Lines through the envelope, whose cells are redrawn; ValueError where it has fewer than four points.
 
-    Of points that share a budget only the one of least loss counts, in each redraw.
+    Of points that share a budget only the one of least loss counts, in each redraw; seeds of one size and budget are
+    one point with their mean loss, since the least of them would be low by chance.
     """
+    cells = [replace(place[0], loss=mean_loss(place)) for place in places(cells)]
     points = [(c, cell.parameters, d, loss, i) for i, cell in enumerate(cells) for d, c, loss in _ends(cell)]
     points.sort()
     logs_4M = np.log(np.array([point[:4] for point in points])).T

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaling.cell import Cell
+from scaling.cell import Cell, mean_loss, places
 from scaling.isoflop import fit_parabolas
 from scaling.law import Law, best_surface, fit_law, surface_best_log_n, surface_exponent
 from scaling.powers import log_loss
@@ -24,7 +24,7 @@ class LeftOut:
     times_largest: float
     """FLOPs of the highest over the largest that was fitted."""
     predicted: float
-    """Of the cell with the least loss."""
+    """Of the cell with the least loss, the mean of its seeds."""
     observed: float
     relative_error: float
     """Root mean square over the cells left out."""
@@ -41,9 +41,10 @@ def leave_highest_out(cells: Sequence[Cell], *, draws: int, seed: int = 0) -> Le
     held = [cell for cell in cells if cell.flops >= top]
     kept = [cell for cell in cells if cell.flops < top]
     law = fit_law(kept, draws=draws, seed=seed)
-    best = min(held, key=lambda cell: cell.loss)
+    best_seeds = min(places(held), key=mean_loss)
+    best, observed = best_seeds[0], mean_loss(best_seeds)
     # The law of a few cells is one of the best size only.
-    asked = held if law.kind == "parametric" else [best]
+    asked = held if law.kind == "parametric" else best_seeds
     told = {
         cell.name: law.run_loss(*(float(np.log(x)) for x in (cell.parameters, cell.tokens, cell.flops)))
         for cell in asked
@@ -53,9 +54,9 @@ def leave_highest_out(cells: Sequence[Cell], *, draws: int, seed: int = 0) -> Le
         names=tuple(cell.name for cell in asked),
         times_largest=best.flops / law.largest,
         predicted=told[best.name].value,
-        observed=best.loss,
+        observed=observed,
         relative_error=float(np.sqrt((errors**2).mean())),
-        no_change_error=float(abs(np.log(min(cell.loss for cell in kept) / best.loss))),
+        no_change_error=float(abs(np.log(min(map(mean_loss, places(kept))) / observed))),
         inside=float(np.mean([told[cell.name].low <= cell.loss <= told[cell.name].high for cell in asked])),
     )
 

@@ -107,7 +107,7 @@ def paragraph(law: Law, told: Prediction) -> str:
     )
     if law.kind == "compute":
         text += (
-            f" {len(law.grid.log_c)} cells carry a law in compute only: what another size would reach at this budget "
+            f" {law.grid.places} cells carry a law in compute only: what another size would reach at this budget "
             f"is not claimed, nor alpha and beta; {CELLS} cells or more would tell."
         )
     return text + "".join(f" Note: {note}." for note in law.notes())
@@ -121,11 +121,14 @@ def table_rows(found: Study) -> list[tuple[str, str]]:
     """What is printed: name and value with its interval."""
     law = found.law
     kind = "L = E + A/N^alpha + B/D^beta" if law.kind == "parametric" else "L = E + K/C^gamma"
-    rows = [("law", f"{kind}, {len(found.cells)} cells, {len(law.params_SK) - 1} redrawn fits ({law.lost} lost)")]
+    cells = f"{law.grid.places} cells" + (f" ({len(found.cells)} runs)" if law.grid.places < len(found.cells) else "")
+    rows = [("law", f"{kind}, {cells}, {len(law.params_SK) - 1} redrawn fits ({law.lost} lost)")]
     rows += [(name, f"{value:.4g}") for name, value in law.table().items()]
     rows += [("note", note) for note in law.notes()]
     rows += [("sum of Huber terms", f"{law.objective:.8f}")] if law.kind == "parametric" else []
-    rows += [("residual of a cell", f"{np.nanstd(law.residual):.2%} of the loss")]
+    rows += [("a run deviates by", f"{law.scatter:.2%} of the loss"), ("another seed", _seeds_text(law))]
+    worst = int(np.nanargmax(np.abs(law.residual)))
+    rows += [("largest residual", f"{found.cells[worst].name}: {law.residual[worst]:+.2%} of the loss")]
     if isinstance(found.envelope, Envelope):
         rows += [("N exponent, envelope", f"{found.envelope.parameters_exponent:.4g}")]
     else:
@@ -148,9 +151,16 @@ def table_rows(found: Study) -> list[tuple[str, str]]:
     return [*rows, ("highest budget left out", _left_out_text(found.left_out))]
 
 
+def _seeds_text(law: Law) -> str:
+    noise, degrees = law.grid.seed_noise
+    if not degrees:
+        return "unknown: no cell was run with several seeds, so the scatter of cells has to tell"
+    return f"{noise:.2%} of the loss (standard deviation, {degrees} degrees of freedom)"
+
+
 def _left_out_text(left_out: LeftOut | str) -> str:
     if isinstance(left_out, str):
-        return left_out
+        return f"not to be told: without it, {left_out}"
     return (
         f"{len(left_out.names)} cells, {left_out.times_largest:.3g}x: best {left_out.predicted:.4g} predicted, "
         f"{left_out.observed:.4g} seen; error {left_out.relative_error:.2%} "

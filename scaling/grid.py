@@ -36,6 +36,8 @@ class GridConfig:
     lr_factors: tuple[float, ...] = (1.0,)
     """Times the rate that the ladder gives, or the run has."""
     seeds: tuple[int, ...] = (0,)
+    middle_seeds: tuple[int, ...] = ()
+    """Further seeds of the middle size on the largest budget: what a seed changes, where a prediction leans most."""
     axes: dict[str, tuple[Any, ...]] | None = None
     """Any other settings of a run and their values, `optim.beta2: [0.95, 0.99]`; also groups, `model: [tiny, demo]`."""
     warmup_fraction: float = 0.05
@@ -43,6 +45,8 @@ class GridConfig:
     """Of each run; only the last one, where its schedule has ended, is the cell's loss."""
     train_samples: int = 32
     """Evaluated besides, for the gap between training and held-out clips."""
+    samples: int = 0
+    """How often each run writes `samples.prompts` after its start; 0: never."""
 
     def __post_init__(self) -> None:
         if self.budgets and self.tokens_per_parameter is not None:
@@ -52,10 +56,10 @@ class GridConfig:
                 raise ValueError(f"grid.{name} is empty, so that there is no cell: give one value at least")
         if min(self.budgets, default=1) <= 0 or min(self.lr_factors) <= 0 or (self.tokens_per_parameter or 1) <= 0:
             raise ValueError("grid.budgets, tokens_per_parameter and lr_factors must be above 0")
-        if self.evaluations < 1 or not 0 <= self.warmup_fraction < 1 or self.train_samples < 0:
+        if self.evaluations < 1 or not 0 <= self.warmup_fraction < 1 or min(self.train_samples, self.samples) < 0:
             raise ValueError(
                 f"grid: evaluations={self.evaluations} must be at least 1, warmup_fraction={self.warmup_fraction} "
-                f"in [0, 1), train_samples={self.train_samples} at least 0"
+                f"in [0, 1), train_samples={self.train_samples} and samples={self.samples} at least 0"
             )
 
 
@@ -143,7 +147,9 @@ def points(grid: GridConfig) -> list[Point]:
     sizes: Sequence[str | None] = [size if isinstance(size, str) else _short(size) for size in grid.sizes] or [None]
     budgets: Sequence[float | None] = grid.budgets or (None,)
     words = list(product(*([word(key, value) for value in values] for key, values in (grid.axes or {}).items())))
-    axes = product(budgets, sizes, grid.lr_factors, words, grid.seeds)
+    axes = [*product(budgets, sizes, grid.lr_factors, words, grid.seeds)]
+    middle = sizes[len(sizes) // 2]
+    axes += product(budgets[-1:], [middle], grid.lr_factors[:1], words[:1], grid.middle_seeds)
     return [
         Point(size=size, budget=budget, lr_factor=factor, seed=seed, words=tuple(chosen))
         for budget, size, factor, chosen, seed in axes
@@ -275,6 +281,7 @@ class Planner:
             f"run.evaluate_every={ceil(steps / self.grid.evaluations)}",
             f"run.log_every={ceil(steps / _LOGS)}",
             f"evaluation.train_samples={self.grid.train_samples}",
+            *([f"run.sample_every={ceil(steps / self.grid.samples)}"] if self.grid.samples else []),
         ]
 
     def _lengths_of(self, config: TrainConfig) -> StepLengths:

@@ -3,13 +3,14 @@
 Shapes: M cells, K budgets, S fits side by side (the first row: the cells as they are). Logs are natural.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.cell import Cell
+from scaling.cell import Cell, places
 from scaling.interval import Array, Interval, percentiles
 
 SIZES = 4
@@ -31,12 +32,28 @@ class Grid:
     log_d: Array
     log_c: Array
     log_loss: Array
+    place_M: NDArray[np.int64]
+    """Which rows are seeds of one size and budget."""
     rule: tuple[float, float, float]
     """log D = rule . (1, log N, log C): exactly (-log 6, -1, 1) where C = 6 N D."""
 
     @property
     def x_TM(self) -> Array:
         return np.stack([self.log_n, self.log_d])
+
+    @property
+    def places(self) -> int:
+        """Pairs of size and budget, however many seeds each has."""
+        return int(self.place_M.max()) + 1
+
+    @property
+    def seed_noise(self) -> tuple[float, int]:
+        """Standard deviation of log loss among seeds of one size and budget, and its degrees of freedom."""
+        count_P = np.bincount(self.place_M)
+        mean_P = np.bincount(self.place_M, self.log_loss) / count_P
+        degrees = int((count_P - 1).sum())
+        squares = float(((self.log_loss - mean_P[self.place_M]) ** 2).sum())
+        return (float(np.sqrt(squares / degrees)) if degrees else math.nan), degrees
 
     def tokens(self, log_n: Array, log_c: Array | float) -> Array:
         return self.rule[0] + self.rule[1] * log_n + self.rule[2] * np.asarray(log_c)
@@ -51,12 +68,14 @@ def grid_of(cells: Sequence[Cell]) -> Grid:
     log_n, log_d, log_c, log_loss = (
         np.log([getattr(cell, name) for cell in cells]) for name in ("parameters", "tokens", "flops", "loss")
     )
+    place_of = {cell.name: k for k, place in enumerate(places(cells)) for cell in place}
     # What C = 6 N D leaves, since attention costs more than its parameters say; of least norm on a degenerate grid.
     centre = log_n.mean(), log_c.mean()
     design = np.stack([np.ones(len(cells)), log_n - centre[0], log_c - centre[1]], 1)
     k0, k1, k2 = np.linalg.lstsq(design, log_d - (log_c - np.log(6) - log_n), rcond=1e-8)[0]
     rule = (float(k0 - k1 * centre[0] - k2 * centre[1] - np.log(6)), float(k1 - 1), float(k2 + 1))
-    return Grid(log_n=log_n, log_d=log_d, log_c=log_c, log_loss=log_loss, rule=rule)
+    place_M = np.array([place_of[cell.name] for cell in cells])
+    return Grid(log_n=log_n, log_d=log_d, log_c=log_c, log_loss=log_loss, place_M=place_M, rule=rule)
 
 
 def budgets_of(log_c: Array) -> list[NDArray[np.int64]]:
@@ -73,6 +92,8 @@ class Parabolas:
     log_c: Array
     log_n_SK: Array
     log_loss_SK: Array
+    bend_SK: Array
+    """Log loss above the minimum, over the squared distance from it in log N."""
     curves: tuple[Array, ...]
     """Per budget: centre of log N, then constant, slope and curvature of log loss."""
     refused: tuple[str, ...]
@@ -136,6 +157,7 @@ def fit_parabolas(grid: Grid, *, draws: int, seed: int) -> Parabolas:
         log_c=np.array([grid.log_c[rows].mean() for rows in used]),
         log_n_SK=np.array(centres) - slope / (2 * curvature),
         log_loss_SK=constant - slope**2 / (4 * curvature),
+        bend_SK=curvature,
         curves=tuple(np.array([centres[k], *theta[3 * k : 3 * k + 3]]) for k in range(len(used))),
         refused=tuple(refused),
         spread_B=spread_B,

@@ -6,12 +6,13 @@ L(C) = E + K / C^gamma through the minima of IsoFLOP parabolas and a straight li
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.cell import Cell
+from scaling.cell import Cell, places
 from scaling.interval import Array, Interval, bias_corrected, percentiles, pooled_percentiles
 from scaling.isoflop import Grid, fit_parabolas, grid_of
 from scaling.powers import Problem, log_loss, minimise, standard_starts
@@ -34,8 +35,8 @@ _NOISES = 16
 class Prediction:
     """What `budget` FLOPs buy: the size to train, its tokens and the loss of one run, with 95 % intervals.
 
-    The loss's interval holds what is unknown about the law and the scatter of cells about it: what another training
-    seed would change only as far as it shows in that scatter.
+    The loss's interval holds what is unknown about the law, and the scatter of single runs about it: what another
+    training seed would change is in it as far as cells scatter by it, and exactly where cells were run with several.
     """
 
     budget: float
@@ -51,7 +52,7 @@ class Law:
     """A fitted law. `params_SK`: the fit in row 0, redrawn fits below; a row of NaN is one that was lost.
 
     `parametric`: K is (log A, log B, log E, alpha, beta); `compute`: (log K, log E, gamma, intercept and slope of
-    log N over log C).
+    log N over log C, bend of the parabolas).
     """
 
     kind: Literal["parametric", "compute"]
@@ -76,6 +77,11 @@ class Law:
     def lost(self) -> int:
         """Redrawn fits that are no law: without a minimum, or with a loss that does not fall."""
         return int(np.isnan(self.params_SK[1:, 0]).sum())
+
+    @property
+    def scatter(self) -> float:
+        """Standard deviation of a single run's log loss about the law, by the median of what is drawn for it."""
+        return float(np.median(np.abs(self.noise_BR)) / NormalDist().inv_cdf(0.75))
 
     def notes(self) -> list[str]:
         """What the numbers do not say of themselves."""
@@ -106,7 +112,8 @@ class Law:
 
     def log_loss_S(self, log_n: float, log_d: float, log_c: float) -> Array:
         if self.kind == "compute":
-            return log_loss(self.params_SK[:, :3], np.array([[log_c]]))[:, 0]
+            off_S = log_n - self.best_log_n(log_c)
+            return log_loss(self.params_SK[:, :3], np.array([[log_c]]))[:, 0] + self.params_SK[:, 5] * off_S**2
         return log_loss(self.params_SK, np.array([[log_n], [log_d]]))[:, 0]
 
     def run_loss(self, log_n: float, log_d: float, log_c: float) -> Interval:
@@ -136,7 +143,7 @@ class Law:
             names = ("K", "E", "gamma", "N intercept", "N exponent")
             return {
                 name: self.interval(column).exp() if name in "KE" else self.interval(column)
-                for name, column in zip(names, columns, strict=True)
+                for name, column in zip(names, columns[:5], strict=True)
             }
         named = dict(zip(("A", "B", "E", "alpha", "beta"), columns, strict=True))
         table = {name: self.interval(named[name]) for name in named}
@@ -160,13 +167,13 @@ def surface_best_log_n(params_SK: Array, grid: Grid, log_c: float) -> Array:
 def fit_law(cells: Sequence[Cell], *, draws: int = 1000, seed: int = 0) -> Law:
     """The law that so many sound cells carry. ValueError says what to add where they carry none."""
     grid = grid_of(cells) if cells else None
-    count = len({(cell.parameters, cell.flops) for cell in cells})
+    count = len(places(cells))
     if grid is None or count < 4:
         raise ValueError(
             f"{count} sound cells carry no law: add cells until at least 3 budgets have 4 sizes each, "
             f"{CELLS} or more for a law in N and D"
         )
-    # A size and a budget that were run several times over say no more of N and D.
+    # Several seeds of a size and a budget say no more of N and D.
     if count < CELLS:
         return _fit_compute(grid, draws=draws, seed=seed)
     return fit_parametric(grid, draws=draws, seed=seed)
@@ -176,16 +183,17 @@ def fit_parametric(grid: Grid, *, draws: int, seed: int = 0) -> Law:
     """Approach 3: the best of 4,500 starts, then cells redrawn with replacement."""
     best, objective = best_surface(grid)
     rng = np.random.default_rng(seed)
-    redrawn = redraw(best, grid.x_TM, grid.log_loss[None], draws=draws, rng=rng)
+    redrawn = redraw(best, grid, grid.log_loss[None], draws=draws, rng=rng)
     return parametric_law(grid, np.concatenate([best, redrawn]), objective, rng)
 
 
-def redraw(best_SK: Array, x_TM: Array, y_SM: Array, *, draws: int, rng: np.random.Generator) -> Array:
-    """Fits of cells drawn with replacement, `draws` for each of S data sets (S * draws, K)."""
-    count = x_TM.shape[1]
+def redraw(best_SK: Array, grid: Grid, y_SM: Array, *, draws: int, rng: np.random.Generator) -> Array:
+    """Fits of cells drawn with replacement, each with all its seeds: `draws` for each of S data sets (S * draws, K)."""
+    count = grid.places
     times = rng.multinomial(count, np.full(count, 1 / count), len(best_SK) * draws).astype(float)
     y = y_SM if len(y_SM) == 1 else np.repeat(y_SM, draws, 0)
-    return minimise(np.repeat(best_SK, draws, 0), Problem(x_TM=x_TM, y_SM=y, weights_SM=times))[0]
+    problem = Problem(x_TM=grid.x_TM, y_SM=y, weights_SM=times[:, grid.place_M])
+    return minimise(np.repeat(best_SK, draws, 0), problem)[0]
 
 
 def parametric_law(grid: Grid, params_SK: Array, objective: float, rng: np.random.Generator) -> Law:
@@ -249,7 +257,11 @@ def _fit_compute(grid: Grid, *, draws: int, seed: int) -> Law:
     return Law(
         kind="compute",
         grid=grid,
-        params_SK=np.concatenate([params, np.where(np.isfinite(params[:, :1]), size, np.nan)], 1),
+        params_SK=np.where(
+            np.isfinite(params[:, :1]),
+            np.concatenate([params, size, parabolas.bend_SK.mean(1, keepdims=True)], 1),
+            np.nan,
+        ),
         residual=parabolas.residual,
         noise_BR=spread_B[:, None] * noise,
         objective=objective,

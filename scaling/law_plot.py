@@ -16,6 +16,7 @@ from scaling.law import Law, Prediction
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 _POINTS = 40
 
@@ -71,6 +72,10 @@ def write_png(law: Law, curves: Curves, path: Path) -> None:
     left.axhline(0, color="gray", linewidth=0.8)
     left.scatter(compute, 100 * law.residual, **points)
     left.set(xscale="log", xlabel="training FLOPs", ylabel="% of the loss", title="residuals")
+    for axis in (loss, size, best, left):
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

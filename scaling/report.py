@@ -4,9 +4,9 @@ python -m scaling.report runs/sweep [--out FILE]
 """
 
 import argparse
-import base64
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,37 +14,53 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from scaling.cell import Cell
+from scaling.bet import FOLDER as BET
+from scaling.bet import Prediction, in_words, read_prediction, read_result
+from scaling.cell import Cell, read_cells
 from scaling.fit import Study, paragraph, study, table_rows
 from scaling.isoflop import Parabolas
 from scaling.law_plot import curves_of, law_figure
-from scaling.run_cell import read_runs, rows_of_run
+from scaling.outcome import TABLE_NAME
+from scaling.report_samples import samples_part
+from scaling.run_cell import CELLS_NAME, read_runs, rows_of_run
 
-_PER_KIND = "heldout/loss_"
-"""Begins what is logged of held-out loss by noise level or bucket."""
+_HELDOUT_KIND, _BUCKET = "heldout/loss_", "loss_bucket/"
+"""Begin what is logged of held-out loss by noise level, and of training loss by bucket."""
+_ATTEMPTS = "attempts.jsonl"
+_LAST = 0.2
+"""Of a run, over which its loss by bucket is averaged."""
+_STYLE = (
+    "body{font-family:sans-serif;max-width:1200px;margin:auto}td,th{padding:2px 12px;text-align:left;"
+    "vertical-align:top}img{max-width:100%}"
+)
 
 
 def page(folder: Path, *, draws: int = 1000) -> str:
     """The HTML of a sweep's folder. A sweep that carries no law yet says so in its place."""
     runs = {path.parent.name: path.parent for path in sorted(folder.rglob("metrics.jsonl"))}
-    cells = read_runs([folder])
+    cells, told = read_runs([folder]), read_prediction(folder / BET)
+    path = folder / BET / CELLS_NAME
+    held_out = read_cells(path) if path.is_file() else []
     try:
-        law = law_part(study(cells, draws=draws))
+        law = law_part(study(cells, budgets=[told.budget] if told else (), draws=draws), told, held_out)
     except ValueError as error:
         law = f"<p>No law yet: {escape(str(error))}</p>"
     rows = {name: _rows(run) for name, run in runs.items()}
+    table = _table_rows(folder / TABLE_NAME) + _table_rows(folder / BET / TABLE_NAME)
     parts = {
+        "Bet": bet_part(folder, told),
         "Law": law,
         "Training": curves_part(rows),
-        "Cells": cells_part(cells, rows),
-        "Failures": failures_part(cells),
-        "Held-out loss by kind": kinds_part(rows),
-        "Samples by compute": samples_part(cells, runs),
+        "Cells": cells_part([*cells, *held_out], table),
+        "Cost": cost_part([*cells, *held_out], rows),
+        "Failures": failures_part([*cells, *held_out], folder),
+        "Held-out loss by noise level": kinds_part(rows, _HELDOUT_KIND, share=0.0),
+        "Training loss by bucket, over the last fifth of a run": kinds_part(rows, _BUCKET, share=_LAST),
+        "Samples": samples_part([*cells, *held_out], runs, rows),
     }
     library = f"<script>{get_plotlyjs()}</script>"
     body = library + "".join(f"<h2>{title}</h2>{part}" for title, part in parts.items())
-    style = "body{font-family:sans-serif;max-width:1200px;margin:auto}td,th{padding:2px 12px;text-align:left}"
-    head = f'<meta charset="utf-8"><title>{escape(folder.name)}</title><style>{style} img{{max-width:100%}}</style>'
+    head = f'<meta charset="utf-8"><title>{escape(folder.name)}</title><style>{_STYLE}</style>'
     return (
         f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{escape(folder.name)}</h1>{body}</body></html>\n'
     )
@@ -58,12 +74,35 @@ def _rows(run: Path) -> list[dict[str, Any]]:
         return []
 
 
-def law_part(found: Study) -> str:
-    """Words, constants and pictures."""
+def _table_rows(path: Path) -> list[dict[str, Any]]:
+    """Lines of JSON; [] where there is no such file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def bet_part(folder: Path, told: Prediction | None) -> str:
+    """What was predicted, when, and what came of it."""
+    if told is None:
+        return "<p>None made: <code>python -m scaling.bet</code> makes one.</p>"
+    lines = in_words(told, read_result(folder / BET))
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def law_part(found: Study, told: Prediction | None, held_out: Sequence[Cell]) -> str:
+    """Words, constants and pictures, in which the runs that were bet on stand beside what was said of them."""
     parabolas = found.parabolas if isinstance(found.parabolas, Parabolas) else None
-    curves = curves_of(found.law, parabolas, found.predictions)
-    figure = law_figure(found.law, curves, [cell.name for cell in found.cells])
-    words = "".join(f"<p>{escape(paragraph(found.law, told))}</p>" for told in found.predictions)
+    figure = law_figure(
+        found.law, curves_of(found.law, parabolas, found.predictions), [cell.name for cell in found.cells]
+    )
+    if told is not None:
+        loss = told.loss
+        ends = {"symmetric": False, "array": [loss.high - loss.value], "arrayminus": [loss.value - loss.low]}
+        point = go.Scatter(x=[told.flops], y=[loss.value], error_y=ends, mode="markers", name="bet: predicted")
+        figure.add_trace(point.update(marker={"color": "black", "symbol": "diamond"}), row=1, col=1)
+        seen = [cell for cell in held_out if not cell.broken]
+        point = go.Scatter(x=[cell.flops for cell in seen], y=[cell.loss for cell in seen], mode="markers")
+        figure.add_trace(point.update(name="bet: observed", marker={"color": "#d62728", "symbol": "x"}), row=1, col=1)
+    words = "".join(f"<p>{escape(paragraph(found.law, one))}</p>" for one in found.predictions)
     return words + _table(("", ""), table_rows(found)) + figure.to_html(full_html=False, include_plotlyjs=False)
 
 
@@ -81,45 +120,73 @@ def curves_part(rows: dict[str, list[dict[str, Any]]]) -> str:
     )
 
 
-def cells_part(cells: Sequence[Cell], rows: dict[str, list[dict[str, Any]]]) -> str:
-    """What each cell is and what it cost."""
+def cells_part(cells: Sequence[Cell], table: Sequence[Mapping[str, Any]]) -> str:
+    """What each cell is, and how often it saw its data."""
+    known = {row["name"]: row for row in table}
     lines = []
     for cell in sorted((cell for cell in cells if not cell.broken), key=lambda cell: cell.flops):
-        seconds, before = 0.0, 0
-        for row in rows.get(cell.name, ()):
-            if "s_per_step" in row:
-                seconds, before = seconds + row["s_per_step"] * (row["step"] - before), row["step"]
-        numbers = [f"{value:.4g}" for value in (cell.parameters, cell.tokens, cell.flops, cell.loss)]
-        lines.append((cell.name, *numbers, f"{seconds / 3600:.3g}" if seconds else ""))
-    return _table(("cell", "N", "D", "FLOPs", "held-out loss", "hours of training"), lines)
+        row = known.get(cell.name, {})
+        numbers = [_number(value) for value in (cell.parameters, cell.tokens, cell.flops, cell.loss)]
+        numbers += [_number(row.get(key)) for key in ("standard_error", "epochs", "unique_tokens", "gap", "lr")]
+        lines.append((cell.name, *numbers, _number(cell.seed)))
+    head = ("cell", "N", "D", "FLOPs", "held-out loss", "s.e.", "epochs", "unique tokens", "gap, of the loss", "lr")
+    return _table((*head, "seed"), lines)
 
 
-def failures_part(cells: Sequence[Cell]) -> str:
-    """Cells left out, by name."""
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def cost_part(cells: Sequence[Cell], rows: Mapping[str, list[dict[str, Any]]]) -> str:
+    """FLOPs, and where the time of all runs went; that of cells left out apart."""
+    broken = {cell.name for cell in cells if cell.broken}
+    lines, kinds = [], ("step", "data", "start", "evaluation", "samples", "checkpoints", "lost")
+    for title, names in (("fitted or bet on", rows.keys() - broken), ("left out", rows.keys() & broken)):
+        spent = [_spent(rows[name]) for name in names]
+        flops = sum(max((row.get("flops", 0) for row in rows[name]), default=0) for name in names)
+        seconds = [sum(one.get(kind, 0.0) for one in spent) for kind in kinds]
+        lines.append(
+            (title, str(len(names)), f"{flops:.3g}", *(f"{value / 3600:.3g}" for value in (*seconds, sum(seconds))))
+        )
+    return _table(("runs", "", "FLOPs", *(f"{kind}, h" for kind in kinds), "together, h"), lines)
+
+
+def _spent(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of a run by what it did; `lost` is work that an interruption undid."""
+    last: Mapping[str, Any] = next((row for row in reversed(rows) if "goodput/step_s" in row), {})
+    found = {key.removeprefix("goodput/").removesuffix("_s"): value for key, value in last.items() if "goodput/" in key}
+    if not found and rows:
+        before, found["step"] = 0, 0.0
+        for row in (row for row in rows if "s_per_step" in row):
+            found["step"], before = found["step"] + row["s_per_step"] * (row["step"] - before), row["step"]
+    return found
+
+
+def failures_part(cells: Sequence[Cell], folder: Path) -> str:
+    """Cells left out, by name, and attempts that failed."""
     broken = [(cell.name, cell.broken) for cell in cells if cell.broken]
-    return _table(("cell", "why it is left out"), broken) if broken else "<p>None.</p>"
+    tries = _table_rows(folder / _ATTEMPTS) + _table_rows(folder / BET / _ATTEMPTS)
+    left_out = _table(("cell", "why it is left out"), broken) if broken else "<p>No cell is left out.</p>"
+    if not tries:
+        return left_out + "<p>No attempt failed.</p>"
+    lines = [(str(one["name"]), str(one["code"]), str(one["why"])) for one in tries]
+    return left_out + _table(("attempt at", "exit code", "why it failed"), lines)
 
 
-def kinds_part(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """The last held-out losses by noise level or bucket."""
-    last: dict[str, dict[str, Any]] = {
-        name: next((row for row in reversed(of_run) if "heldout/loss" in row), {}) for name, of_run in rows.items()
-    }
-    kinds = sorted({key for row in last.values() for key in row if key.startswith(_PER_KIND)})
-    lines = [(name, *(f"{row[key]:.4g}" if key in row else "" for key in kinds)) for name, row in last.items()]
-    return _table(("cell", *(key.removeprefix(_PER_KIND) for key in kinds)), lines) if kinds else "<p>None logged.</p>"
-
-
-def samples_part(cells: Sequence[Cell], runs: dict[str, Path]) -> str:
-    """The last sheet of each run, in order of compute: same prompts, same seeds."""
-    shown = []
-    for cell in sorted((cell for cell in cells if not cell.broken), key=lambda cell: cell.flops):
-        sheets = sorted((runs[cell.name] / "samples").glob("*.png")) if cell.name in runs else []
-        if sheets:
-            data = base64.b64encode(sheets[-1].read_bytes()).decode()
-            words = f"{cell.name}: {cell.flops:.3g} FLOPs, {sheets[-1].stem}"
-            shown.append(f'<p>{escape(words)}</p><img alt="{escape(words)}" src="data:image/png;base64,{data}">')
-    return "".join(shown) or "<p>None written.</p>"
+def kinds_part(rows: Mapping[str, list[dict[str, Any]]], prefix: str, *, share: float) -> str:
+    """Each run's losses by kind: the mean over that last share of its steps, or the last there is."""
+    found = {}
+    for name, of_run in rows.items():
+        seen = [row for row in of_run if any(key.startswith(prefix) for key in row)]
+        end = max((row["step"] for row in seen), default=0)
+        values: dict[str, list[float]] = {}
+        for row in (row for row in seen if row["step"] >= (1 - share) * end):
+            for key in (key for key in row if key.startswith(prefix)):
+                values.setdefault(key, []).append(row[key])
+        found[name] = {key: sum(of_kind) / len(of_kind) for key, of_kind in values.items()}
+    kinds = sorted({key for of_run in found.values() for key in of_run})
+    lines = [(name, *(_number(of_run.get(key)) for key in kinds)) for name, of_run in found.items()]
+    return _table(("cell", *(key.removeprefix(prefix) for key in kinds)), lines) if kinds else "<p>None logged.</p>"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from scaling.cell import Cell, Columns, read_cells, read_csv, sound_and_broken, write_cells
+from scaling.cell import Cell, Columns, places, read_cells, read_csv, sound_and_broken, write_cells
 
 GOOD = Cell(name="a", parameters=1e6, tokens=2e7, flops=1.2e14, loss=0.5, standard_error=0.01, curve=((1.0, 2.0, 3.0),))
 
@@ -86,3 +86,37 @@ def test_of_runs_that_differ_in_their_rate_the_best_is_the_cell():
     assert [cell.name for cell in sound] == ["lr1", "other"]
     assert [cell.name for cell in broken] == ["a", "lr0", "lr2"]
     assert broken[0].broken == "lr1 is of the same size and FLOPs and has the lower loss (0.4)"
+
+
+def seeds_of(variant, losses, **changes):
+    return [
+        replace(GOOD, name=f"{variant}-s{k}", seed=k, variant=variant, loss=loss, **changes)
+        for k, loss in enumerate(losses)
+    ]
+
+
+def test_seeds_are_all_kept_and_of_variants_the_best_mean_is():
+    slow, fast = seeds_of("lr x0.5", [0.60, 0.62, 0.61]), seeds_of("lr x1", [0.50, 0.80])
+    sound, broken = sound_and_broken([*fast, *slow])
+    assert sound == slow
+    assert [cell.name for cell in broken] == ["lr x1-s0", "lr x1-s1"]
+    assert broken[0].broken == (
+        "lr x0.5-s0 is of the same size and FLOPs and has the lower mean loss of 3 seeds (0.6099)"
+    )
+
+
+def test_seeds_share_a_place_although_their_packs_differ():
+    cells = [replace(cell, flops=GOOD.flops * factor) for cell, factor in zip(seeds_of("", [0.5] * 3), (1, 1.01, 1.02))]
+    assert places(cells) == [cells]
+    unknown = [replace(cell, seed=None) for cell in cells]
+    assert places(unknown) == [[cell] for cell in unknown]
+    assert places([replace(cells[0], parameters=2e6), cells[1]]) == [[cells[1]], [replace(cells[0], parameters=2e6)]]
+
+
+def test_a_seed_and_a_variant_come_back(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    cell = replace(GOOD, seed=3, variant="lr x2")
+    write_cells(path, [cell])
+    assert read_cells(path) == [cell]
+    path.write_text(path.read_text().replace('"seed": 3', '"seed": 3.5'))
+    assert "seed is 3.5, not a whole number" in read_cells(path)[0].broken

@@ -1,5 +1,6 @@
 """Cells follow from axes: how many, how long, by which words, under which names."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,18 @@ def test_there_is_a_cell_for_each_combination_and_the_cheap_ones_come_first():
     assert [point.budget for point in found] == [1e12] * 8 + [4e12] * 8
     called = names(found)
     assert called[:3:2] == ["1m-c1e12-beta2-0.9", "1m-c1e12-beta2-0.95"] and len(set(called)) == 16
+
+
+def test_further_seeds_go_where_a_prediction_leans_most():
+    grid = GridConfig(sizes=("1m", "2m", "4m"), budgets=(1e12, 4e12), middle_seeds=(1, 2))
+    assert names(points(grid))[6:] == ["2m-c4e12-s1", "2m-c4e12-s2"]
+    assert names(points(replace(grid, sizes=(), budgets=()))) == ["run", "s1", "s2"]
+
+
+def test_samples_are_written_so_many_times_in_a_run(inputs):
+    found = cell(inputs, made=planner(inputs, grid=GridConfig(train_samples=8, samples=2)), budget=1e8)
+    assert found.config.run.sample_every == math.ceil(found.steps / 2)
+    assert cell(inputs, budget=1e8).config.run.sample_every == 0
 
 
 def test_names_say_what_differs_and_can_be_folders():

@@ -3,10 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scaling.cell import Cell
+from scaling.cell import Cell, places, sound_and_broken
 from scaling.coverage import PUBLISHED
 from scaling.isoflop import grid_of
 from scaling.law import fit_law, parametric_law, surface_best_log_n
+from scaling.powers import log_loss
 from tests.scaling.published import noisy_cells
 
 BUDGETS = np.geomspace(6e18, 3e21, 6)
@@ -165,3 +166,78 @@ def test_repeated_cells_do_not_add_up_to_a_law_in_size_and_tokens():
     cells = noisy_cells(FEW, 4, noise=0.001)
     again = [replace(cell, name=f"again {cell.name}", loss=cell.loss * 1.001) for cell in cells]
     assert fit_law(cells + again, draws=100).kind == "compute"
+
+
+def with_seeds(cells, count, *, noise, rng, only=None):
+    """Each cell with several seeds, or only those in `only`."""
+    return [
+        replace(
+            cell, name=f"{cell.name}-s{seed}", seed=seed, loss=cell.loss * float(np.exp(noise * rng.standard_normal()))
+        )
+        for i, cell in enumerate(cells)
+        for seed in range(count if only is None or i in only else 1)
+    ]
+
+
+def test_seeds_of_a_cell_do_not_bias_its_law():
+    """Over eight sweeps of four seeds each, the loss foretold is right on average; the least of the seeds is not."""
+    rng, budgets = np.random.default_rng(0), np.geomspace(1e19, 1e21, 3)
+    truth = fit_law(noisy_cells(budgets, 4, noise=1e-9, width=0.4), draws=100).predict(2e21).loss.value
+    off_all, off_best = [], []
+    for _ in range(8):
+        runs = with_seeds(noisy_cells(budgets, 4, noise=0, width=0.4), 4, noise=0.001, rng=rng)
+        sound, broken = sound_and_broken(runs)
+        assert (len(sound), len(broken)) == (48, 0)
+        best = [min(place, key=lambda cell: cell.loss) for place in places(sound)]
+        for off, cells in ((off_all, sound), (off_best, best)):
+            off.append(np.log(fit_law(cells, draws=100).predict(2e21).loss.value / truth))
+    error = np.std(off_all) / np.sqrt(len(off_all))
+    assert abs(np.mean(off_all)) < 3 * error
+    assert np.mean(off_best) < -6 * error
+
+
+@pytest.mark.slow
+def test_the_interval_of_a_run_holds_runs_with_seeds_in_its_noise():
+    """Sixty sweeps, one cell of each with four seeds: of 95 in 100, at least 52 lie inside but once in 100 times."""
+    rng, budgets, inside = np.random.default_rng(1), np.geomspace(1e19, 1e21, 3), 0
+    truth = noisy_cells(budgets, 4, noise=0, width=0.4)
+    for k in range(60):
+        law = fit_law(with_seeds(truth, 4, noise=0.001, rng=rng, only={5}), draws=200, seed=k)
+        told = law.predict(3 * law.largest)
+        n, d = np.log(told.parameters.value), np.log(told.tokens.value)
+        run = np.exp(log_loss(PUBLISHED, np.array([[n], [d]]))[0, 0] + 0.001 * rng.standard_normal())
+        inside += told.loss.low <= run <= told.loss.high
+    assert inside >= 52
+
+
+def test_seed_noise_is_that_of_the_seeds_and_enters_the_interval():
+    rng = np.random.default_rng(0)
+    exact = noisy_cells(FEW, 4, noise=0)
+    one = fit_law(with_seeds(exact, 1, noise=1e-4, rng=rng), draws=400)
+    assert np.isnan(one.grid.seed_noise[0])
+    many = fit_law(with_seeds(exact, 40, noise=0.01, rng=rng, only={5}), draws=400)
+    noise, degrees = many.grid.seed_noise
+    assert degrees == 39
+    assert noise == pytest.approx(0.01, rel=0.25)
+    assert many.scatter == pytest.approx(0.01, rel=0.3)
+    told = [law.predict(law.largest).loss for law in (one, many)]
+    assert np.log(told[1].high / told[1].low) > 2 * 1.96 * 0.009 > np.log(told[0].high / told[0].low)
+
+
+def test_redrawn_cells_keep_their_seeds_together():
+    """Redrawn one by one, seeds that agree would make constants look certain."""
+    cells = noisy_cells(BUDGETS, 5, noise=0.01)
+    twice = with_seeds(cells, 3, noise=1e-6, rng=np.random.default_rng(0))
+    alone, threefold = (fit_law(given, draws=200).table()["alpha"] for given in (cells, twice))
+    assert threefold.value == pytest.approx(alone.value, abs=0.02)
+    assert threefold.high - threefold.low > 0.7 * (alone.high - alone.low)
+
+
+def test_a_size_off_the_best_costs_what_parabolas_say(few):
+    log_c = float(np.log(1e20))
+    best = few.best_log_n(log_c)[0]
+    at, off = (few.log_loss_S(best + far, 0.0, log_c)[0] for far in (0.0, 0.7))
+    grid = grid_of(noisy_cells(FEW, 4, noise=0))
+    near, far = (log_loss(PUBLISHED, np.array([[n], [float(grid.tokens(n, log_c))]]))[0, 0] for n in (best, best + 0.7))
+    assert off - at == pytest.approx(far - near, abs=0.002)
+    assert off - at > 0.002
