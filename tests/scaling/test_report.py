@@ -34,6 +34,7 @@ def write_run(run, cell, *, began=0.0):
         goodput,
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "config.yaml").write_text(f"name: {cell.name}\n")
     for step in (0, 9):
         Image.new("RGB", (4, 4)).save(run / "samples" / f"step_{step}.png")
         (run / "samples" / f"step_{step}_0.mp4").write_bytes(f"{cell.name} at {step}".encode())
