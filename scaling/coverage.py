@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data.command import command
 from scaling.cell import Cell
 from scaling.interval import Array
 from scaling.isoflop import Grid, grid_of
@@ -100,6 +101,7 @@ def coverage(sets: int, *, few: bool = False, draws: int = 200, seed: int = 0) -
     return {name: count / sets for name, count in counts.items()}
 
 
+@command("stopped")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 1 where an interval covers too little or too much."""
     parser = argparse.ArgumentParser(
@@ -111,13 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     given = parser.parse_args(arguments)
     if given.sets < 1:
-        print(f"error: --sets {given.sets} must be 1 or more", file=sys.stderr)
-        return 2
-    try:
-        found = coverage(given.sets, few=given.few, draws=given.draws, seed=given.seed)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+        raise ValueError(f"--sets {given.sets} must be 1 or more")
+    found = coverage(given.sets, few=given.few, draws=given.draws, seed=given.seed)
     for name, share in found.items():
         print(f"{name:28s} {share:.1%}")
     return int(not all(0.93 <= share <= 0.97 for share in found.values()))

@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from data.command import command
 from scaling.cell import Cell, Columns, read_cells, read_csv, sound_and_broken
 from scaling.envelope import Envelope, fit_envelope
 from scaling.extrapolation import LeftOut, ParabolaBias, leave_highest_out, parabola_bias
@@ -281,25 +282,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; the exit code."""
     given = _parser().parse_args(arguments)
     started = time.perf_counter()
-    try:
-        if given.bootstraps < 100:
-            raise ValueError(f"--bootstraps {given.bootstraps} must be 100 or more for a 95 % interval")
-        cells = cells_of(given)
-        found = study(cells, budgets=given.budget or (), draws=given.bootstraps, seed=given.seed)
-        print_study(found, Console(width=None if sys.stdout.isatty() else 160))
-        paths = write_study(found, given.out)
-        print(f"\n{', '.join(map(str, paths))} written; {time.perf_counter() - started:.1f} s")
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written, and the same command starts again", file=sys.stderr)
-        return 130
+    if given.bootstraps < 100:
+        raise ValueError(f"--bootstraps {given.bootstraps} must be 100 or more for a 95 % interval")
+    cells = cells_of(given)
+    found = study(cells, budgets=given.budget or (), draws=given.bootstraps, seed=given.seed)
+    print_study(found, Console(width=None if sys.stdout.isatty() else 160))
+    paths = write_study(found, given.out)
+    print(f"\n{', '.join(map(str, paths))} written; {time.perf_counter() - started:.1f} s")
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from data.command import command
 from scaling.bet import FOLDER as BET
 from scaling.bet import Prediction, in_words, read_prediction, read_result
 from scaling.cell import Cell, read_cells
@@ -196,6 +197,7 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return f"<table>{row(head, 'th')}{''.join(row(line, 'td') for line in lines)}</table>"
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; the exit code."""
     parser = argparse.ArgumentParser(
@@ -204,19 +206,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="of the sweep")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the folder")
     given = parser.parse_args(arguments)
-    try:
-        if not given.folder.is_dir():
-            raise ValueError(f"{given.folder} is no folder: give that of a sweep")
-        path = given.out or given.folder / "report.html"
-        path.write_text(page(given.folder), encoding="utf-8")
-        print(f"{path} written")
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written, and the same command starts again", file=sys.stderr)
-        return 130
+    if not given.folder.is_dir():
+        raise ValueError(f"{given.folder} is no folder: give that of a sweep")
+    path = given.out or given.folder / "report.html"
+    path.write_text(page(given.folder), encoding="utf-8")
+    print(f"{path} written")
+    return 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from data.command import command
 from slurm.client import ask
 
 FILE_NAME = "jobs.jsonl"
@@ -194,6 +195,7 @@ def requeue(words: Sequence[str]) -> None:
         )
 
 
+@command("stopped looking; the job goes on")
 def main(words: Sequence[str] | None = None) -> int:
     """Parse arguments and do it."""
     assert __doc__ is not None
@@ -208,17 +210,10 @@ def main(words: Sequence[str] | None = None) -> int:
     commands.add_parser("cancel", help="save and end").add_argument("jobs", nargs="+")
     commands.add_parser("requeue", help="save and start again later").add_argument("jobs", nargs="+")
     given = parser.parse_args(words)
-    try:
-        if given.command == "tail":
-            tail(given.job, lines=given.lines, follow=given.follow)
-        else:
-            {"status": status, "cancel": cancel, "requeue": requeue}[given.command](given.jobs)
-    except KeyboardInterrupt:
-        print("stopped looking; the job goes on")
-        return 130
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if given.command == "tail":
+        tail(given.job, lines=given.lines, follow=given.follow)
+    else:
+        {"status": status, "cancel": cancel, "requeue": requeue}[given.command](given.jobs)
     return 0
 
 
