@@ -21,7 +21,8 @@ def command(
         def guarded(*args: P.args, **kwargs: P.kwargs) -> int:
             try:
                 code = main(*args, **kwargs)
-                sys.stdout.flush()
+                if sys.stdout is not None:  # closed with `>&-`
+                    sys.stdout.flush()
                 return code
             except (ValueError, OSError) as error:
                 if isinstance(error, BrokenPipeError) and _is_unread():

@@ -209,7 +209,7 @@ def _fps(text: str) -> float | None:
     return None if text == "own" else float(text)
 
 
-@command()
+@command("stopped; the same command starts again")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; the exit code: 0 written, 1 something is wrong with the shards, 2 with the command."""
     given = _parser().parse_args(arguments)

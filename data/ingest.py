@@ -114,8 +114,8 @@ def _differing(folder: Path, config: IngestConfig) -> str:
     if not path.is_file():
         return ""
     try:
-        before: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
+        before: dict[str, Any] = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
         return f"{SETTINGS_NAME} cannot be read: {error}"
     now = config.to_json()
     return ", ".join(
@@ -161,7 +161,9 @@ def _work(run: IngestRun, plan: Plan) -> list[PartRecord]:
     """Records of all parts, made or found, in order."""
     folder = run.unfinished
     if _differing(folder, run.config):
-        for path in folder.iterdir():  # the folder itself is what is locked
+        # The folder itself is what is locked. Records go first and settings last: what is left in between is refused.
+        order = sorted(folder.iterdir(), key=lambda path: (path.name == SETTINGS_NAME) - (path.name == RECORDS))
+        for path in order:
             _remove(path)
     (folder / RECORDS).mkdir(parents=True, exist_ok=True)
     if not (folder / SETTINGS_NAME).is_file():

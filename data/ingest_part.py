@@ -41,10 +41,13 @@ def read_record(folder: Path, part: Part) -> PartRecord | None:
     path = _record_path(folder, part.number)
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text())
-    shards = tuple(ShardInfo(**shard) for shard in found.pop("shards"))
-    problems = tuple(Problem(**problem) for problem in found.pop("problems"))
-    record = PartRecord(**found, shards=shards, problems=problems)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        shards = tuple(ShardInfo(**shard) for shard in found.pop("shards"))
+        problems = tuple(Problem(**problem) for problem in found.pop("problems"))
+        record = PartRecord(**found, shards=shards, problems=problems)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): remove it, and its part is made again") from error
     return record if record.hash == part.hash and all(_is_there(folder, shard) for shard in shards) else None
 
 

@@ -3,10 +3,11 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import safetensors
@@ -18,7 +19,7 @@ from data.rows import MEMBERS
 from data.sample import DTYPES, is_finite
 from data.shards import Member, ShardInfo
 from data.split import SPLITS
-from data.storage import Storage
+from data.storage import Storage, told
 from data.tar_scan import Entry, TarDamage, TarScan, name_problem, split_name
 
 _PROBLEMS_PER_SHARD = 200
@@ -74,7 +75,7 @@ def read_latent_shard(root: str, name: str, *, deep: bool = True) -> ShardConten
     storage, problems = Storage(root), Problems(limit=_PROBLEMS_PER_SHARD)
     size = storage.sizes([name])[name] or 0
     entries, samples, unused = list[Entry](), list[StoredSample](), Counter[str]()
-    with storage.open(name) as file:
+    with _read_from(storage, name) as file:
         scan = TarScan(file, size, hashed=deep)
         for key, members in _grouped(scan, entries, problems, name):
             unused.update(extension for extension in members if extension not in MEMBERS.values())
@@ -92,6 +93,13 @@ def read_latent_shard(root: str, name: str, *, deep: bool = True) -> ShardConten
         num_problems=problems.count,
         unused=dict(unused),
     )
+
+
+@contextmanager
+def _read_from(storage: Storage, name: str) -> Iterator[IO[bytes]]:
+    """A shard; behind a URL its client may raise anything while it is read, which here becomes an OSError."""
+    with storage.open(name) as file, nullcontext() if storage.is_local else told(storage.where(name)):
+        yield file
 
 
 _Members = dict[str, tuple[Entry, bytes]]

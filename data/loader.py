@@ -18,64 +18,15 @@ from torch import Tensor
 from data.arena import Arena, Region
 from data.balance import imbalance
 from data.curriculum import Curriculum
-from data.manifest import Manifest
-from data.mixture import DataSet
 from data.pack import PackPlan, Position
 from data.places import Abandoned, Places
 from data.pool import Job, ReaderPool, cut_into_jobs
-from data.reads import NEIGHBOURS, Reads, packed_starts, plan_reads
+from data.reads import Reads, damage, packed_starts, plan_reads
 from data.sample import Memory, Sample, build_sample, wanted_members
 from data.step import RankShare, ReadAhead, StepData
-from data.worker import Files, describe, do_work
 
 _POLL_S = 0.05
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
-
-class SampleReader:
-    """Reads samples of a data set by row, checking every byte it hands out.
-
-    Without `latents` the samples have none, and their bytes are not read.
-    """
-
-    def __init__(self, data: DataSet | Manifest, *, latents: bool = True) -> None:
-        self.data = DataSet.of(data) if isinstance(data, Manifest) else data
-        self._wanted = wanted_members(latents=latents)
-        self._files = Files()
-
-    def read(self, row: int, *, caption_kind: str | None = None) -> Sample:
-        """One sample; only one caption's embedding if a kind is named. ValueError names shard and key."""
-        places = Places.of(self.data, [row]).supplied(self._wanted)
-        reads = plan_reads(places, self._wanted, gap=NEIGHBOURS)
-        memory = torch.empty(reads.num_bytes, dtype=torch.uint8)
-        region = Region(tensor=memory, start=0, memory=memory.numpy().data)
-        try:
-            damaged = do_work(Job(0, reads, region, slice(0, len(reads))).work(), region.memory, self._files, _nothing)
-        except OSError as error:
-            raise ValueError(f"{places.where(0)} cannot be read ({describe(error)}): restore the shard") from error
-        if damaged:
-            raise ValueError(_damage(reads, damaged[0]))
-        sample = build_sample(places, 0, Memory(memory), reads.starts()[0])
-        if not sample.is_finite:
-            raise ValueError(f"{places.where(0)} has NaN or Inf in its latent or text: encode the clips again")
-        if caption_kind is None:
-            return sample
-        if caption_kind not in sample.text:
-            raise ValueError(f"{places.where(0)} has no caption {caption_kind!r}, but {', '.join(sorted(sample.text))}")
-        return replace(sample, text={caption_kind: sample.text[caption_kind]})
-
-    def close(self) -> None:
-        """Close all shards."""
-        self._files.close()
-
-
-def read_sample(manifest: Manifest, row: int, caption_kind: str | None = None) -> Sample:
-    """One sample of a manifest, checked; for many, keep a `SampleReader`."""
-    reader = SampleReader(manifest)
-    try:
-        return reader.read(row, caption_kind=caption_kind)
-    finally:
-        reader.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +74,14 @@ class Loader(Iterator[StepData]):
         *,
         start: Position | None = None,
         packs_per_step: int,
-        steps: float = math.inf,
+        steps: int | None = None,
         share: RankShare | None = None,
         ahead: ReadAhead | None = None,
         hand_on: Callable[[Tensor], None] | None = None,
     ) -> None:
         """`hand_on` gives the bytes (uint8) of the rank that reads to those that share its packs, in place.
 
-        More than `steps` are never asked for, nor read.
+        After `steps` it ends, and reads no further; None has no end.
         """
         self.share, self.ahead = share or RankShare(), ahead or ReadAhead()
         ranks = self.share.data_size
@@ -146,7 +97,12 @@ class Loader(Iterator[StepData]):
         self._arena = None
         if self.share.reads:
             self._arena = Arena(self.ahead.num_bytes, workers=self.ahead.workers, pin=self.ahead.pin)
-        self._position, self._steps_left = start or Position(), steps
+        self._position = start or Position()
+        self._unplanned: float = math.inf if steps is None else steps
+        """Steps that are wanted and not planned yet."""
+        self._unasked = self._unplanned
+        # Samples that are made cost far more than they cost to read: each step is handed out before the next is made.
+        self._makes = any(manifest.supply is not None for manifest in self._data.manifests)
         self._places = Places.of(self._data, [])
         self._began = False
         self._unread: list[_Planned] = []
@@ -156,6 +112,8 @@ class Loader(Iterator[StepData]):
         self._failed: Exception | None = None
         self._ready: _Ready | None = None
         self._waited_s = 0.0
+        self._put_bytes = self._taken_bytes = 0
+        """To be handed on; the thread counts the one, whoever takes steps the other."""
         self._thread = threading.Thread(target=self._read_ahead, name="loader", daemon=True)
         self._thread.start()
 
@@ -174,11 +132,14 @@ class Loader(Iterator[StepData]):
             self._failed = item
             raise item
         self._ready = item
+        self._taken_bytes += 0 if item.memory is None else item.memory.nbytes
 
     def __next__(self) -> StepData:
+        if not self._unasked:
+            raise StopIteration
         self.wait()
         assert self._ready is not None
-        ready, self._ready = self._ready, None
+        ready, self._ready, self._unasked = self._ready, None, self._unasked - 1
         packs = ready.packs
         if self._hand_on is not None:
             assert ready.memory is not None
@@ -230,11 +191,20 @@ class Loader(Iterator[StepData]):
     def _plan_ahead(self) -> None:
         """Steps whose bytes come from another rank."""
         while not self._stop.is_set():
-            while self._steps_left and self._queue.qsize() < self.ahead.steps:
+            while self._unplanned and self._queue.qsize() < self.ahead.steps and not self._is_full:
                 planned = self._plan_step()
                 memory = torch.empty(packed_starts(planned.places, self._members)[1], dtype=torch.uint8)
-                self._queue.put(_Ready(planned=planned, packs=None, memory=memory))
+                self._put(planned, packs=None, memory=memory)
             self._rest()
+
+    def _put(self, planned: _Planned, *, packs: tuple[tuple[Sample, ...], ...] | None, memory: Tensor | None) -> None:
+        self._put_bytes += 0 if memory is None else memory.nbytes
+        self._queue.put(_Ready(planned=planned, packs=packs, memory=memory))
+
+    @property
+    def _is_full(self) -> bool:
+        """Of bytes that are to be handed on, which lie outside of the arena."""
+        return not self._queue.empty() and self._put_bytes - self._taken_bytes >= self.ahead.num_bytes
 
     def _keep_reading(self, arena: Arena, pool: ReaderPool) -> None:
         pending: deque[_Chunk] = deque()
@@ -257,11 +227,13 @@ class Loader(Iterator[StepData]):
     @property
     def _chunk_steps(self) -> int:
         """Steps read together: neighbours are found among more samples. The first comes alone, to be there soon."""
-        return max(1, self.ahead.steps // 2) if self._began else 1
+        return max(1, self.ahead.steps // 2) if self._began and not self._makes else 1
 
     def _has_room(self, pending: Sequence[_Chunk]) -> bool:
+        if self._is_full or (pending and self._makes):
+            return False
         ahead = self._queue.qsize() + sum(len(chunk.steps) for chunk in pending)
-        following = len(self._unread) or min(self._chunk_steps, self._steps_left)
+        following = len(self._unread) or min(self._chunk_steps, self._unplanned)
         return 0 < following <= self.ahead.steps - ahead
 
     def _begin(self, arena: Arena, pool: ReaderPool, pending: Sequence[_Chunk]) -> _Chunk | None:
@@ -294,7 +266,7 @@ class Loader(Iterator[StepData]):
     def _plan_steps(self, limit_bytes: int) -> list[_Planned]:
         steps = [self._plan_step()]
         size = sum(int(steps[0].places.columns[f"{member}_size"].sum()) for member in self._members)
-        most = min(self._chunk_steps, len(steps) + self._steps_left)
+        most = min(self._chunk_steps, len(steps) + self._unplanned)
         while len(steps) < most and size * (len(steps) + 1) <= limit_bytes:
             try:
                 steps.append(self._plan_step())
@@ -318,12 +290,13 @@ class Loader(Iterator[StepData]):
         )
         rows = tuple(pack.rows for pack in mine)
         places, failure = self._places_of(np.array([row for pack in rows for row in pack]), after), None
-        self._position, self._steps_left = after, self._steps_left - 1
+        self._position, self._unplanned = after, self._unplanned - 1
         if self._arena is not None:
             try:
                 places = places.supplied(self._members, lambda: not self._stop.is_set())
             except ValueError as error:  # raised at its step
                 places, failure = places.take(np.empty(0, dtype=np.int64)).supplied(self._members), str(error)
+                self._unplanned = 0  # nothing comes after it
         return _Planned(step=step, mine=rows, places=places, failure=failure)
 
     def _places_of(self, rows: np.ndarray, after: Position) -> Places:
@@ -352,7 +325,7 @@ class Loader(Iterator[StepData]):
                 memory, where = self._packed(planned, memory, where)
             packs = _packs(planned, memory, where)
             handed_on = memory if self._hand_on is not None else None
-            self._queue.put(_Ready(planned=planned, packs=packs, memory=handed_on))
+            self._put(planned, packs=packs, memory=handed_on)
 
     def _packed(
         self, planned: _Planned, memory: Tensor, where: list[dict[str, int]]
@@ -383,18 +356,9 @@ def _wrong_samples(chunk: _Chunk) -> dict[int, str]:
     members = np.cumsum(chunk.reads.count)
     for job in chunk.jobs:
         for member in job.damaged or ():
-            wrong.setdefault(int(chunk.reads.owner[member]), _damage(chunk.reads, member))
+            wrong.setdefault(int(chunk.reads.owner[member]), damage(chunk.reads, member))
         if job.failure is not None:
             first = job.first_member
             for member in range(first, int(members[job.chosen.stop - 1])):
                 wrong[int(chunk.reads.owner[member])] = job.failure
     return wrong
-
-
-def _damage(reads: Reads, member: int) -> str:
-    kind, where = reads.members[int(reads.kind[member])], reads.places.where(int(reads.owner[member]))
-    return f"{where}: its {kind} is damaged (wrong checksum): restore the shard, or encode the clips again"
-
-
-def _nothing(read: int) -> None:
-    """For readers that nobody asks where they are."""

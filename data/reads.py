@@ -152,3 +152,9 @@ def _breaks(
 
 def _up(size: np.ndarray) -> np.ndarray:
     return -(-size // _ALIGNED) * _ALIGNED
+
+
+def damage(reads: Reads, member: int) -> str:
+    """What is wrong with a member that does not have its checksum."""
+    kind, where = reads.members[int(reads.kind[member])], reads.places.where(int(reads.owner[member]))
+    return f"{where}: its {kind} is damaged (wrong checksum): restore the shard, or encode the clips again"

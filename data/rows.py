@@ -10,6 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import xxhash
 
+from data.deadline import READ_TIMEOUT_S, within
+
 MEMBERS = {"json": "json", "latent": "latent.safetensors", "text": "text.safetensors"}
 """Member of a sample -> its extension in the tar."""
 
@@ -52,7 +54,7 @@ class Rows:
             self._parquet = pyarrow.parquet.ParquetFile(file)
             schema = self._parquet.schema_arrow
         except Exception as error:  # each file system has errors of its own
-            raise ValueError(f"{where} cannot be read ({error}): encode the clips again") from error
+            raise _unreadable(where, error) from error
         self.metadata: dict[bytes, bytes] = schema.metadata or {}
         self.has_schema = schema.remove_metadata().equals(SCHEMA)
         groups = [self._parquet.metadata.row_group(i).num_rows for i in range(self._parquet.num_row_groups)]
@@ -90,14 +92,20 @@ class Rows:
     def close(self) -> None:
         self._parquet.close()
 
+    def _read(self, group: int, name: str) -> pyarrow.Table:
+        try:
+            return self._parquet.read_row_group(group, columns=[name], use_threads=False)
+        except OSError:  # a storage may fail once, as shards are read twice too
+            return self._parquet.read_row_group(group, columns=[name], use_threads=False)
+
     def _group(self, group: int, name: str) -> Column:
         if (group, name) in self._kept:
             self._kept.move_to_end((group, name))
             return self._kept[group, name]
         try:
-            table = self._parquet.read_row_group(group, columns=[name], use_threads=False)
+            table = within(READ_TIMEOUT_S, lambda: self._read(group, name))
         except Exception as error:  # each file system has errors of its own
-            raise ValueError(f"{self._where} cannot be read ({error}): encode the clips again") from error
+            raise _unreadable(self._where, error) from error
         values = _to_numpy(table[name])
         if not self._digests or digest(values) != self._digests[group][name]:
             raise ValueError(f"{self._where}: its {name} column does not match its hash: it was changed; encode again")
@@ -105,6 +113,13 @@ class Rows:
         while len(self._kept) > _COLUMNS_KEPT:
             self._kept.popitem(last=False)
         return values
+
+
+def _unreadable(where: str, error: Exception) -> ValueError:
+    if isinstance(error, pyarrow.ArrowException):
+        return ValueError(f"{where} cannot be read ({error}): it is damaged; encode the clips again")
+    detail = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return ValueError(f"{where} cannot be read ({detail}): see that its storage answers, or encode the clips again")
 
 
 def write_rows(table: pyarrow.Table, file: IO[bytes]) -> None:

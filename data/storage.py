@@ -41,10 +41,10 @@ class Storage:
             return {name: _local_size(Path(self.root) / name) for name in names}
         if len(names) == 1:
             path = self._path(names[0])
-            with _told(self.where(names[0])):
+            with told(self.where(names[0])):
                 return {names[0]: int(self._remote.size(path)) if self._remote.isfile(path) else None}
         # One listing, however many shards there are.
-        with _told(self.root):
+        with told(self.root):
             found = self._remote.find(self._base, detail=True)
         listed = {path: int(entry["size"]) for path, entry in found.items()}
         return {name: listed.get(self._path(name)) for name in names}
@@ -55,14 +55,14 @@ class Storage:
             root = Path(self.root)
             return sorted(str(path.relative_to(root)) for path in root.rglob(f"*.{extension}") if path.is_file())
         base = len(self._base) + 1
-        with _told(self.root):
+        with told(self.root):
             return sorted(path[base:] for path in self._remote.find(self._base) if path.endswith(f".{extension}"))
 
     def open(self, name: str) -> IO[bytes]:
-        """The file for reading; it can seek."""
+        """The file for reading; it can seek. See `told` for what reading it may raise."""
         if self._remote is None:
             return open(Path(self.root) / name, "rb")
-        with _told(self.where(name)):
+        with told(self.where(name)):
             return self._remote.open(self._path(name), "rb")
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
@@ -72,7 +72,7 @@ class Storage:
                 return os.pread(
                     file.fileno(), (end if end is not None else os.fstat(file.fileno()).st_size) - start, start
                 )
-        with _told(self.where(name)):
+        with told(self.where(name)):
             return self._remote.cat_file(self._path(name), start=start, end=end)
 
     def _path(self, name: str) -> str:
@@ -80,13 +80,17 @@ class Storage:
 
 
 @contextmanager
-def _told(where: str) -> Iterator[None]:
+def told(where: str) -> Iterator[None]:
     """An OSError that says what it was about, whatever the client of an object store raises."""
     try:
         yield
-    except Exception as error:
+    except AssertionError:  # is ours
+        raise
+    except Exception as error:  # each client has errors of its own
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(errno.ENOENT, f"{where}: there is no such file") from error
         detail = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
-        raise OSError(getattr(error, "errno", None) or errno.EIO, f"{where} cannot be read ({detail})") from error
+        raise OSError(errno.EIO, f"{where}: {detail}") from error
 
 
 def _remote(url: str) -> tuple[AbstractFileSystem, str]:

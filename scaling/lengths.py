@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.loader import SampleReader
 from data.mixture import DataSet
 from data.pack import PlannedPack, Position
+from data.sample_reader import SampleReader
 from model.dit import DiTConfig
 from model.flops import TRAINING_FACTOR, PackSums, flops_of
 from trainer.batch import PackLayout, PackRecipe, build_microbatch

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.loader import Sample, SampleReader
+from data.loader import Sample
 from data.manifest import Manifest
+from data.sample_reader import SampleReader
 from diffusion.timesteps import stratified_levels
 from model.packed import PackedInputs
 from trainer.batch import EvaluationItem, Microbatch, PackLayout, build_evaluation_microbatch, fill_packs

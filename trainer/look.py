@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from data.loader import Sample, SampleReader
+from data.loader import Sample
 from data.plan import step_of_run
+from data.sample_reader import SampleReader
 from model.codec import codec_identity, load_codec
 from trainer.compose import to_dataclass, user_errors
 from trainer.config import TrainConfig

@@ -4,12 +4,10 @@ The loader asks for the members of a step's samples before it reads them, a few 
 read from there. See `trainer.online_plan` for how packs are planned before anything is encoded.
 """
 
-import errno
 import hashlib
 import json
 import logging
 import os
-import queue
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,6 +20,7 @@ import torch
 
 from data.cache import Cache, Kept
 from data.clips import Clip, ClipSource, MediaPlace, windows_of
+from data.deadline import within
 from data.decode import DecodeError
 from data.latents import latent_members, text_members
 from data.manifest import Manifest
@@ -161,7 +160,7 @@ class OnlineEncoder:
 
     def _find(self, record: Record, key: str) -> dict[str, Kept] | None:
         try:
-            return self.cache.find(key)
+            return within(self._timeout_s, lambda: self.cache.find(key))
         except OSError as error:
             raise self._unusable(record, error) from error
 
@@ -174,7 +173,7 @@ class OnlineEncoder:
     def _media(self, record: Record) -> bytes:
         """The file of a clip, as it was when it was planned."""
         try:
-            data = _read_within(self._timeout_s, Path(self.config.clips) / record.shard, record.media)
+            data = within(self._timeout_s, lambda: _read(Path(self.config.clips) / record.shard, record.media))
         except OSError as error:
             raise ValueError(f"{self._where(record)} cannot be read ({error.strerror}): restore the shard") from error
         if hashlib.sha256(data).hexdigest() != record.media.sha256:
@@ -207,25 +206,9 @@ class OnlineEncoder:
         return hashlib.sha256(f"{self._text_name} {json.dumps(record.captions)}".encode()).hexdigest()
 
 
-def _read_within(timeout_s: float, path: Path, place: MediaPlace) -> bytes:
-    """Bytes of a file. TimeoutError where none come: nothing ends a thread that a storage holds, so it is left."""
-    answer: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
-
-    def read() -> None:
-        try:
-            with open(path, "rb") as file:
-                answer.put(os.pread(file.fileno(), place.size, place.offset))
-        except OSError as error:
-            answer.put(error)
-
-    threading.Thread(target=read, name="media", daemon=True).start()
-    try:
-        found = answer.get(timeout=timeout_s)
-    except queue.Empty:
-        raise TimeoutError(errno.ETIMEDOUT, f"nothing came within data.read_timeout_s={timeout_s:g}") from None
-    if isinstance(found, OSError):
-        raise found
-    return found
+def _read(path: Path, place: MediaPlace) -> bytes:
+    with open(path, "rb") as file:
+        return os.pread(file.fileno(), place.size, place.offset)
 
 
 def begin(config: TrainConfig, manifest: Manifest, grid: Grid) -> None:

@@ -1,5 +1,7 @@
 """Small sets of latent shards for tests."""
 
+from pathlib import Path
+
 import torch
 
 from data.latents import EncodedSample, LatentConfig, LatentWriter
@@ -44,3 +46,15 @@ def write_latents(folder, samples, *, samples_per_shard=8, dtype="float32", **ch
             writer.write(one)
         writer.finish(null_text=torch.ones(2, 8), identity=identity(**changes))
     return Manifest.read(folder)
+
+
+def damaged(tmp_path, member, *, key="film/clip0007"):
+    """A set with one byte of one member of one sample changed."""
+    manifest = write_latents(tmp_path / "set", [sample(i) for i in range(20)])
+    row = manifest.keys().index(key)
+    place = manifest.row(row)
+    path = Path(manifest.folder) / place["shard"]
+    data = bytearray(path.read_bytes())
+    data[place[f"{member}_offset"] + place[f"{member}_size"] - 2] ^= 1
+    path.write_bytes(data)
+    return Manifest.read(manifest.folder), row, path

@@ -14,11 +14,12 @@ from data.index import index
 from data.index_rows import SUMS_NAME, IndexConfig
 from data.integrity import check_set
 from data.lattice import ClipConfig
-from data.loader import Loader, SampleReader
+from data.loader import Loader
 from data.manifest import FILE_NAME, Manifest
 from data.mixture import DataSet
 from data.pack import PackPlan
 from data.report import ClipReport, Problems
+from data.sample_reader import SampleReader
 from tests.data.latent_set import sample, write_latents
 from tests.data.media import source, video
 from tests.data.tar_faults import FAULTS, Shards

@@ -9,8 +9,8 @@ from safetensors.torch import save
 
 from data.index import codec_name, index, main
 from data.index_rows import IndexConfig
-from data.loader import read_sample
 from data.manifest import FILE_NAME, NULL_TEXT_NAME, Manifest
+from data.sample_reader import read_sample
 from model.codec import CodecConfig, build_codec, codec_identity, save_codec
 from model.codec_patch import PatchCodecConfig
 from tests.data.foreign_set import members, write_foreign, write_tar

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from data import ingest
 from data.clips import clip_shards_identity, count_clips, read_clips
 from data.ingest import main
 from data.lattice import ClipConfig
@@ -130,6 +132,34 @@ def test_an_unfinished_run_with_other_settings_is_refused_too(tmp_path: Path, ca
     assert run(tmp_path / "in", tmp_path / "out", *options, "--strict") == 0
     assert "going on: 1 of 2 parts stand" in capsys.readouterr().out
     assert count_clips(tmp_path / "out") == 2
+
+
+def test_an_interrupted_replace_leaves_nothing_that_could_be_taken_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    put(tmp_path / "in", "a.mp4", film((30,)), "one")
+    put(tmp_path / "in", "b.mp4", b"broken", "two")
+    options = ["--files-per-part", 1, "--workers", 1, "--strict"]
+    assert run(tmp_path / "in", tmp_path / "out", *options) == 2
+    unfinished, removed = tmp_path / "out.unfinished", []
+    held = {path.name for path in unfinished.iterdir()}
+
+    def killed(path: Path) -> None:
+        removed.append(path.name)
+        if len(removed) == 2:
+            raise KeyboardInterrupt
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ingest, "_remove", killed)
+        assert run(tmp_path / "in", tmp_path / "out", *options, "--crf", 30, "--replace") == 130
+    assert removed[0] == "parts" and "ingest.json" not in removed[: len(held) - 1]
+    capsys.readouterr()
+    assert run(tmp_path / "in", tmp_path / "out", *options, "--crf", 30) == 2
+    assert "out.unfinished was made with other settings" in capsys.readouterr().err
+    put(tmp_path / "in", "b.mp4", film((30,)), "two")
+    assert run(tmp_path / "in", tmp_path / "out", *options) == 0
+    assert "going on" not in capsys.readouterr().out
 
 
 def test_what_is_no_ingest_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture):

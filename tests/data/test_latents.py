@@ -9,8 +9,8 @@ import webdataset
 
 from data import manifest as manifest_file
 from data.latents import LatentConfig, LatentWriter, bucket_of, video_tokens
-from data.loader import read_sample
 from data.manifest import Manifest
+from data.sample_reader import read_sample
 from tests.data.latent_set import sample, write_latents
 
 

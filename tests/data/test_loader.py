@@ -9,14 +9,13 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from data.latents import LatentWriter
-from data.loader import Loader, RankShare, SampleReader, read_sample
+from data.loader import Loader, RankShare
 from data.manifest import Manifest
 from data.mixture import DataSet
 from data.pack import PackPlan, Position
+from data.sample_reader import SampleReader, read_sample
 from data.step import ReadAhead
-from data.worker import Files
-from tests.data.latent_set import sample, write_latents
+from tests.data.latent_set import damaged, sample, write_latents
 from tests.data.workers import workers_of
 
 
@@ -88,44 +87,6 @@ def test_ranks_must_divide_the_packs_of_a_step(manifest):
         Loader(plan(manifest), packs_per_step=4, share=RankShare(data_size=3))
 
 
-@pytest.fixture
-def bytes_read(monkeypatch):
-    """(offset, size) of every read of a shard."""
-    reads, read_into = [], Files.read_into
-
-    def recorded(files, root, name, start, memory):
-        reads.append((start, len(memory)))
-        return read_into(files, root, name, start, memory)
-
-    monkeypatch.setattr(Files, "read_into", recorded)
-    return reads
-
-
-def test_without_latents_only_text_and_captions_are_read(manifest, bytes_read):
-    whole, bare = SampleReader(manifest), SampleReader(manifest, latents=False)
-    for row in range(len(manifest)):
-        expected, place = whole.read(row), manifest.row(row)
-        bytes_read.clear()
-        one = bare.read(row)
-        wanted = [(place[f"{member}_offset"], place[f"{member}_size"]) for member in ("json", "text")]
-        assert sorted(bytes_read) == sorted(wanted), "no byte of the latent, and every other one once"
-        assert one.latent_CTHW is None
-        assert one.latent_shape == expected.latent_shape == sample(int(one.key[-4:])).latent_CTHW.shape
-        assert all(torch.equal(one.text[kind], value) for kind, value in expected.text.items())
-        same = ("key", "index", "captions", "source", "video_tokens", "bucket")
-        assert [getattr(one, name) for name in same] == [getattr(expected, name) for name in same]
-        assert one.num_bytes == sum(text.nbytes for text in one.text.values())
-    whole.close()
-    bare.close()
-
-
-def test_a_sample_with_its_latent_is_one_read(manifest, bytes_read):
-    read_sample(manifest, 3)
-    place = manifest.row(3)
-    ends = [place[f"{member}_offset"] + place[f"{member}_size"] for member in ("json", "latent", "text")]
-    assert bytes_read == [(place["json_offset"], max(ends) - place["json_offset"])]
-
-
 def test_a_loader_without_latents_gives_the_same_steps(manifest):
     whole = steps(Loader(plan(manifest), packs_per_step=4), 8)
     share = RankShare(latents=False)
@@ -139,40 +100,12 @@ def test_a_loader_without_latents_gives_the_same_steps(manifest):
         assert all(one.latent_CTHW is None for pack in step.packs for one in pack)
 
 
-def damaged(tmp_path, member, *, key="film/clip0007"):
-    """A set with one byte of one member of one sample changed."""
-    manifest = write_latents(tmp_path / "set", [sample(i) for i in range(20)])
-    row = manifest.keys().index(key)
-    place = manifest.row(row)
-    path = Path(manifest.folder) / place["shard"]
-    data = bytearray(path.read_bytes())
-    data[place[f"{member}_offset"] + place[f"{member}_size"] - 2] ^= 1
-    path.write_bytes(data)
-    return Manifest.read(manifest.folder), row, path
-
-
-@pytest.mark.parametrize("member", ["json", "latent", "text"])
-def test_a_flipped_bit_is_an_error_with_shard_and_key(tmp_path, member):
-    manifest, row, path = damaged(tmp_path, member)
-    with pytest.raises(ValueError, match=f"{path}: sample film/clip0007: its {member} is damaged"):
-        read_sample(manifest, row)
-
-
 def test_damage_is_met_by_those_who_read_it(tmp_path):
     manifest, row, _ = damaged(tmp_path / "a", "latent")
     assert SampleReader(manifest, latents=False).read(row).key == "film/clip0007"
     manifest, row, _ = damaged(tmp_path / "b", "text")
     with pytest.raises(ValueError, match="film/clip0007: its text is damaged"):
         SampleReader(manifest, latents=False).read(row)
-
-
-@pytest.mark.parametrize("meta", [b"{}", b"[1]", b"}"])
-def test_metadata_without_captions_is_an_error_with_shard_and_key(tmp_path, monkeypatch, meta):
-    stored = LatentWriter._stored
-    monkeypatch.setattr(LatentWriter, "_stored", lambda writer, one: stored(writer, one) | {"json": meta})
-    manifest = write_latents(tmp_path / "set", [sample(0)])
-    with pytest.raises(ValueError, match="000000.tar: sample film/clip0000 cannot be read .*: encode the clips again"):
-        read_sample(manifest, 0)
 
 
 def test_an_error_of_the_reading_thread_reaches_the_consumer(tmp_path):
@@ -215,11 +148,24 @@ def test_no_more_is_planned_than_the_steps_that_are_wanted(manifest, monkeypatch
     share, ahead = RankShare(reads=reads), ReadAhead(steps=4, workers=0)
     hand_on = None if reads else torch.Tensor.zero_
     with Loader(plan(manifest), packs_per_step=2, steps=count, share=share, ahead=ahead, hand_on=hand_on) as loader:
-        for _ in range(count):
+        if reads:
+            assert [step.position_after.step for step in loader] == list(range(1, count + 1))
+        else:
             loader.wait()
-            loader._ready = None
         time.sleep(0.1)
-    assert planned == list(range(count))
+    assert planned == list(range(count if reads else min(count, 5)))
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_bytes_that_wait_to_be_handed_on_are_bounded(manifest, reads):
+    """By `num_bytes`, but for the step that is waited for; steps come all the same."""
+    share, ahead = RankShare(reads=reads), ReadAhead(steps=9, num_bytes=1, workers=0)
+    keys_of = [step.keys for step in steps(Loader(plan(manifest), packs_per_step=2), 5)]
+    with Loader(plan(manifest), packs_per_step=2, share=share, ahead=ahead, hand_on=lambda memory: None) as loader:
+        time.sleep(0.2)
+        assert loader._queue.qsize() == 1
+        if reads:
+            assert [next(loader).keys for _ in range(5)] == keys_of
 
 
 def test_a_shard_that_vanishes_while_training_is_named(tmp_path):
@@ -227,12 +173,6 @@ def test_a_shard_that_vanishes_while_training_is_named(tmp_path):
     (Path(manifest.folder) / manifest.row(0)["shard"]).unlink()
     with pytest.raises(ValueError, match="000000.tar: sample film/clip0000 cannot be read .No such file"):
         read_sample(manifest, 0)
-
-
-def test_only_one_caption_when_asked(manifest):
-    assert list(read_sample(manifest, 0, "short").text) == ["short"]
-    with pytest.raises(ValueError, match="has no caption 'long', but descriptive, short"):
-        read_sample(manifest, 0, "long")
 
 
 def test_closing_ends_thread_and_workers_and_closes_the_shards(manifest):

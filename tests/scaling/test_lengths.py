@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from data.loader import SampleReader
 from data.pack import Position
+from data.sample_reader import SampleReader
 from model.flops import training_flops
 from scaling import lengths as module
 from scaling.grid import word

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from data.latents import EncodedSample, LatentConfig, LatentWriter
-from data.loader import SampleReader
 from data.manifest import Manifest
+from data.sample_reader import SampleReader
 from data.shards import new_folder
 from diffusion.timesteps import FlowConfig
 from model.codec import CodecConfig, build_codec, codec_identity, save_codec

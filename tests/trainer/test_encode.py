@@ -14,10 +14,11 @@ from data import shards as shard_files
 from data.clips import INDEX_NAME, Clip, read_clips, write_clip_shards
 from data.latents import LatentConfig
 from data.lattice import ClipConfig
-from data.loader import Loader, read_sample
+from data.loader import Loader
 from data.manifest import Manifest
 from data.mixture import DataSet
 from data.pack import PackPlan
+from data.sample_reader import read_sample
 from data.shards import ShardWriter
 from model.codec import CodecConfig, build_codec, codec_identity, save_codec
 from model.codec_patch import PatchCodecConfig

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.loader import Sample, read_sample
+from data.loader import Sample
 from data.manifest import Manifest
+from data.sample_reader import read_sample
 from diffusion.conditions import FrameLevels
 from diffusion.noise import draw_noise
 from model.dit import VideoDiT

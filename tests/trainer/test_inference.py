@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.loader import read_sample
 from data.manifest import Manifest
+from data.sample_reader import read_sample
 from diffusion.conditions import FrameLevels
 from model.packed import PackedInputs
 from tests.trainer.evaluation_case import MODEL, RunCase, new_dit, save_run, write_case

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from data.loader import Loader, SampleReader
+from data.loader import Loader
 from data.manifest import Manifest
 from data.pack import Position
 from data.rows import MEMBERS
+from data.sample_reader import SampleReader
 from data.step import ReadAhead
 from parallel.runtime import Grid
 from tests.trainer.online_case import config, words, write_codec
@@ -227,6 +228,22 @@ def test_a_storage_that_does_not_answer_is_told_with_the_clip(planned, tmp_path)
     ):
         supply(key, tuple(MEMBERS))
     os.close(os.open(shard, os.O_WRONLY))
+
+
+def test_a_step_is_handed_out_before_the_next_is_made(planned, monkeypatch):
+    real, release = online.OnlineEncoder.__call__, threading.Event()
+    shards, plan = open_shards(planned)
+    first = {*shards.keys([row for pack in plan.step(Position(), 2)[0] for row in pack.rows])}
+
+    def held(supply, key, members):
+        if key not in first:
+            assert release.wait(60)
+        return real(supply, key, members)
+
+    monkeypatch.setattr(online.OnlineEncoder, "__call__", held)
+    with Loader(plan, packs_per_step=2, ahead=ReadAhead(workers=0)) as loader:
+        assert {key for keys in next(loader).keys for key in keys} == first
+        release.set()
 
 
 def test_closing_waits_for_no_clip_that_no_step_needs_any_more(planned, monkeypatch):
