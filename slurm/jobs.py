@@ -28,6 +28,8 @@ RUNS, LOGS = Path("runs"), Path("runs/slurm")
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL")
 _HEADINGS = ("JOB", "STATE", "SINCE/REASON", "LIMIT", "NODES", "STARTS", "RUN", "STEP", "LOSS")
 _TAIL_BYTES = 1 << 16
+_FOLDERS = ("*", "sweeps/*/runs/*", "sweeps/*/bet/runs/*")
+"""Where runs lie below `runs`; those that were given another `folder=` are found by that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,8 @@ def queued(jobs: Sequence[str]) -> list[str]:
 
 
 def _folder_of(job: str) -> Path | None:
-    return next((path.parent for path in RUNS.glob(f"*/{FILE_NAME}") if job in job_ids(path.parent)), None)
+    paths = (path for pattern in _FOLDERS for path in RUNS.glob(f"{pattern}/{FILE_NAME}"))
+    return next((path.parent for path in paths if job in job_ids(path.parent)), None)
 
 
 def described(job: str) -> list[dict[str, str]]:

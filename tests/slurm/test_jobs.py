@@ -43,6 +43,10 @@ def test_a_run_is_named_by_its_name_or_folder_and_a_job_by_its_id(run_folder):
     assert job_ids(run_folder) == ["12", "15_3"]
     assert target_of("first") == target_of("runs/first").__class__(jobs=("12", "15_3"), folder=jobs.RUNS / "first")
     assert target_of("15_3").folder == target_of("12").folder == jobs.RUNS / "first"
+    for cell in ("runs/sweeps/demo/runs/1m-c1e12", "runs/sweeps/demo/bet/runs/2m-c4e12"):
+        os.makedirs(cell)
+        note_job(jobs.Path(cell), f"2{len(cell)}", task=1)
+        assert target_of(f"2{len(cell)}_1").folder == jobs.Path(cell)
     assert target_of("99").folder is None
     with pytest.raises(ValueError, match=r"second is neither the id of a job nor a run that python -m slurm\.submit"):
         target_of("second")
