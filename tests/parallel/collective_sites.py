@@ -85,6 +85,8 @@ class _Finder(ast.NodeVisitor):
         self.visit(ast.parse((ROOT / file).read_text()))
 
     def visit_ImportFrom(self, node):
+        if node.module == "torch.distributed.run":  # the launcher, which starts ranks and is none
+            return
         for engine, names in self._imported.items():
             if f"{node.module}.".startswith(f"{engine}."):
                 names.update(alias.asname or alias.name for alias in node.names)
