@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 READ_TIMEOUT_S = 120.0
-"""Where no setting says otherwise; that of `data.read_timeout_s`."""
+"""Of manifests, which are opened before any setting is known; the default of `data.read_timeout_s` too."""
 T = TypeVar("T")
 
 
@@ -27,7 +27,7 @@ def within(timeout_s: float, read: Callable[[], T]) -> T:
     try:
         found, error = answer.get(timeout=timeout_s)
     except queue.Empty:
-        raise TimeoutError(errno.ETIMEDOUT, f"nothing came within data.read_timeout_s={timeout_s:g}") from None
+        raise TimeoutError(errno.ETIMEDOUT, f"nothing came within {timeout_s:g} s") from None
     if error is not None:
         raise error
     return found  # type: ignore[return-value]  # of `read`

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from data.command import command
+from scaling.attempts import FILE_NAME as ATTEMPTS_NAME
 from scaling.bet import FOLDER as BET
 from scaling.bet import Prediction, in_words, read_prediction, read_result
 from scaling.cell import Cell, read_cells
@@ -27,7 +28,6 @@ from scaling.run_cell import CELLS_NAME, read_runs, rows_of_run
 
 _HELDOUT_KIND, _BUCKET = "heldout/loss_", "loss_bucket/"
 """Begin what is logged of held-out loss by noise level, and of training loss by bucket."""
-_ATTEMPTS = "attempts.jsonl"
 _LAST = 0.2
 """Of a run, over which its loss by bucket is averaged."""
 _STYLE = (
@@ -164,14 +164,14 @@ def _spent(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def failures_part(cells: Sequence[Cell], folder: Path) -> str:
-    """Cells left out, by name, and attempts that failed."""
+    """Cells left out, by name, and attempts that came to no end."""
     broken = [(cell.name, cell.broken) for cell in cells if cell.broken]
-    tries = _table_rows(folder / _ATTEMPTS) + _table_rows(folder / BET / _ATTEMPTS)
+    tries = _table_rows(folder / ATTEMPTS_NAME) + _table_rows(folder / BET / ATTEMPTS_NAME)
     left_out = _table(("cell", "why it is left out"), broken) if broken else "<p>No cell is left out.</p>"
     if not tries:
-        return left_out + "<p>No attempt failed.</p>"
+        return left_out + "<p>No attempt ended early.</p>"
     lines = [(str(one["name"]), str(one["code"]), str(one["why"])) for one in tries]
-    return left_out + _table(("attempt at", "exit code", "why it failed"), lines)
+    return left_out + _table(("attempt at", "exit code", "why it ended"), lines)
 
 
 def kinds_part(rows: Mapping[str, list[dict[str, Any]]], prefix: str, *, share: float) -> str:

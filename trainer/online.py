@@ -175,7 +175,10 @@ class OnlineEncoder:
         try:
             data = within(self._timeout_s, lambda: _read(Path(self.config.clips) / record.shard, record.media))
         except OSError as error:
-            raise ValueError(f"{self._where(record)} cannot be read ({error.strerror}): restore the shard") from error
+            slower = ", or raise data.read_timeout_s" if isinstance(error, TimeoutError) else ""
+            raise ValueError(
+                f"{self._where(record)} cannot be read ({error.strerror}): restore the shard{slower}"
+            ) from error
         if hashlib.sha256(data).hexdigest() != record.media.sha256:
             raise ValueError(
                 f"{self._where(record)} is not the one that was planned (sha256): restore the shard, or make the "

@@ -44,7 +44,7 @@ def test_the_signal_at_the_time_limit_is_not_taken_for_a_cancel(checkout):
     log = checkout.log(job)
     assert "DUE TO TIME LIMIT" in log and "told to end: asking the ranks to save" in log
     assert f"stopped before the end (SIGTERM): job {job} goes back to the queue" in log
-    assert committed_steps(checkout.folder / "runs/limit/checkpoints") == [checkout.steps("limit")[-1]]
+    assert committed_steps(checkout.folder / "runs/limit/checkpoints")[-1] == checkout.steps("limit")[-1]
     cluster.wait(job, ("PENDING",), seconds=60)
     cluster.run("scancel", job)
 

@@ -227,9 +227,8 @@ def test_a_storage_that_does_not_answer_is_told_with_the_clip(planned, tmp_path)
     shard = tmp_path / "clips" / supply._record(key).shard
     shard.unlink()
     os.mkfifo(shard)  # opening it waits for somebody who writes
-    with pytest.raises(
-        ValueError, match=rf"{shard}: clip .* cannot be read \(nothing came within data\.read_timeout_s"
-    ):
+    why = r"nothing came within 0\.2 s\): restore the shard, or raise data\.read_timeout_s"
+    with pytest.raises(ValueError, match=rf"{shard}: clip .* cannot be read \({why}"):
         supply(key, tuple(MEMBERS))
     os.close(os.open(shard, os.O_WRONLY))
 
