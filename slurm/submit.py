@@ -18,13 +18,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from slurm.check import check_training
 from slurm.client import ask
 from slurm.cluster import ClusterConfig
+from slurm.compose import compose_run, configs, require_command
 from slurm.jobs import LOGS, job_ids, note_job, queued
 from slurm.script import Job, render
 from trainer.compose import to_dataclass, to_yaml, user_errors
@@ -54,7 +55,7 @@ class SubmitConfig:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ValueError(f"{name}={number} must be at least 1")
-        _require_command(self.module)
+        require_command(self.module)
         if self.module != TRAINING and (self.nodes, self.ranks_per_node or 1) != (1, 1):
             raise ValueError(f"module={self.module} is one process: leave nodes= and ranks_per_node= away")
 
@@ -170,13 +171,6 @@ def require_checkout() -> None:
         raise ValueError(f"{Path.cwd()} is not the root of a Tessera checkout: cd there, then submit")
 
 
-def _require_command(module: str) -> None:
-    package, _, command = module.rpartition(".")
-    files = (ROOT / f"conf/{command}.yaml", ROOT / package / f"{command}.py")
-    if package not in ("trainer", "scaling") or not all(path.is_file() for path in files):
-        raise ValueError(f"module={module} is no command with a config of its own, such as {TRAINING}, trainer.encode")
-
-
 @user_errors
 def main() -> None:
     """Compose the job's config and the run's, which share one line."""
@@ -191,10 +185,10 @@ def main() -> None:
         raise ValueError(f"{options[0]} is no option here (there are -m and --help); dry_run=true shows what would be")
     mine, theirs = split_words(words)
     require_checkout()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with configs():
         config = to_dataclass(SubmitConfig, compose("submit", mine))
         chosen = list(choices(theirs)) if is_sweep else [(theirs, "")]
-        composed = [(compose(config.module.rpartition(".")[2], choice), suffix) for choice, suffix in chosen]
+        composed = [(compose_run(config.module, choice), suffix) for choice, suffix in chosen]
     runs = [prepare(one, config, suffix) for one, suffix in composed]
     for run in runs:
         print(f"{run.folder}:", *run.lines, sep="\n  ")
