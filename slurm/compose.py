@@ -1,7 +1,9 @@
 """Compose a config once, for all ranks and all starts of a job.
 
-python -m slurm.compose trainer.train experiment=demo seed=1 > FILE
-python -m trainer.train --config FILE
+    python -m slurm.compose trainer.train experiment=demo seed=1 > FILE
+    python -m trainer.train --config FILE
+
+What one setting takes from another is filled in; what must still be given stays open, for the command to ask for.
 """
 
 import sys
