@@ -32,8 +32,7 @@ class Region:
 class Arena:
     """One piece of shared memory of a fixed size, without a name: it is gone with the last process that has it."""
 
-    def __init__(self, size: int, *, workers: int, pin: bool = False) -> None:
-        """`pin` lets a GPU copy from it without a detour."""
+    def __init__(self, size: int, *, workers: int) -> None:
         # The first pages are for the workers to say where they are.
         self._head = _whole_pages(max(1, PROGRESS_BYTES * workers))
         self.size = _whole_pages(size)
@@ -46,9 +45,6 @@ class Arena:
         """(first byte, byte after the last) of each region, sorted."""
         # Appending is all that is done where a tensor dies: that may be anywhere, in any thread.
         self._left: deque[tuple[int, int]] = deque()
-        self._pinned = pin
-        if pin:
-            _check(torch.cuda.cudart().cudaHostRegister(self._address(), len(self.memory), 0))
 
     @property
     def taken_bytes(self) -> int:
@@ -83,21 +79,12 @@ class Arena:
 
     def close(self) -> None:
         """Let go of it; what tensors view stays until they are gone."""
-        if self._pinned:
-            _check(torch.cuda.cudart().cudaHostUnregister(self._address()))
         os.close(self.descriptor)
 
     def _sweep(self) -> None:
         while self._left:
             self._taken.remove(self._left.popleft())
 
-    def _address(self) -> int:
-        return torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
-
 
 def _whole_pages(size: int) -> int:
     return -(-size // _PAGE) * _PAGE
-
-
-def _check(code: int) -> None:
-    torch.cuda.check_error(code)

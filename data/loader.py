@@ -96,7 +96,7 @@ class Loader(Iterator[StepData]):
         self._members = wanted_members(latents=self.share.latents)
         self._arena = None
         if self.share.reads:
-            self._arena = Arena(self.ahead.num_bytes, workers=self.ahead.workers, pin=self.ahead.pin)
+            self._arena = Arena(self.ahead.num_bytes, workers=self.ahead.workers)
         self._position = start or Position()
         self._unplanned: float = math.inf if steps is None else steps
         """Steps that are wanted and not planned yet."""

@@ -34,8 +34,6 @@ class ReadAhead:
     """Processes; 0 reads in a thread of this one, where nothing ends a read that hangs."""
     timeout_s: float = 120.0
     """For each read, after which its worker is replaced."""
-    pin: bool = False
-    """Read into memory that a GPU copies from without a detour."""
 
     def __post_init__(self) -> None:
         for name, setting, least in (("steps", "prefetch_steps", 1), ("num_bytes", "prefetch_bytes", 1)):

@@ -48,8 +48,15 @@ class PackedInputs:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 keep = not value.is_floating_point() or field.name in ("time_R", "position_L3")
-                moved[field.name] = value.to(device) if keep else value.to(device, dtype)
+                moved[field.name] = on_device(value if keep else value.to(dtype), device)
         return replace(self, **moved)
+
+
+def on_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """`x` on `device`; to a GPU by way of page-locked memory, so that the host goes on while it is copied."""
+    if torch.device(device).type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def patchify(x_CTHW: Tensor, patch_size: tuple[int, int, int]) -> Tensor:

@@ -15,7 +15,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from model.dit import VideoDiT
-from model.packed import PackedInputs
+from model.packed import PackedInputs, on_device
 from parallel.dims import interleaving_group
 from parallel.runtime import Grid
 from parallel.tensor import context_shard
@@ -116,7 +116,9 @@ class Pipeline:
         """`scale` times this context shard's part of a pack's `weighted_error`."""
         assert pack.target_LP is not None, "the last stage reads targets"
         rank, size = self.grid.context_rank, self.grid.context_size
-        target_MP, weight_M = (context_shard(x, rank, size).to(self.place) for x in (pack.target_LP, pack.weight_L))
+        target_MP, weight_M = (
+            on_device(context_shard(x, rank, size), self.place) for x in (pack.target_LP, pack.weight_L)
+        )
         error_M = token_error(prediction_MP, target_MP)
         weight_M = weight_M.to(error_M)
         if self.watch is not None:

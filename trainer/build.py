@@ -64,7 +64,7 @@ class Run:
                 latents=grid.is_first_stage or grid.is_last_stage,
                 reads=grid.is_first_of_packs,
             ),
-            ahead=self.config.data.read_ahead(pin=grid.device.type == "cuda"),
+            ahead=self.config.data.read_ahead(),
             hand_on=grid.hand_on if grid.pack_group.size() > 1 else None,
         )
 

@@ -90,14 +90,13 @@ class DataConfig:
         if self.position_fps is not None and not self.position_fps > 0:
             raise ValueError(f"data.position_fps={self.position_fps} must be above 0, or null to count frames")
 
-    def read_ahead(self, *, pin: bool = False) -> ReadAhead:
+    def read_ahead(self) -> ReadAhead:
         """How a loader reads."""
         return ReadAhead(
             steps=self.prefetch_steps,
             num_bytes=self.prefetch_bytes,
             workers=self.workers,
             timeout_s=self.read_timeout_s,
-            pin=pin,
         )
 
 

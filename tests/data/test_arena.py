@@ -94,13 +94,6 @@ def test_closing_gives_back_the_descriptors():
     assert len(os.listdir("/proc/self/fd")) == files
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_pinned_memory_is_pinned():
-    made = Arena(1 << 16, workers=1, pin=True)
-    assert made.allocate(4096).tensor.is_pinned()
-    made.close()
-
-
 def test_a_sample_outlives_its_loader_and_all_that_is_read_after_it(manifest):
     with Loader(plan(manifest), packs_per_step=2, ahead=ReadAhead(num_bytes=1 << 16)) as loader:
         held = [next(loader) for _ in range(6)]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.packed import PackedInputs, patch_positions, patchify, unpatchify
+from model.packed import PackedInputs, on_device, patch_positions, patchify, unpatchify
 
 CASES = [((1, 2, 2), (3, 2, 5)), ((2, 1, 3), (1, 4, 2)), ((1, 1, 1), (2, 3, 4)), ((1, 2, 2), (1, 1, 1))]
 
@@ -59,3 +59,10 @@ def test_moving_a_pack_narrows_what_is_learned_from_only() -> None:
     without = replace(inputs, patch_LP=None).to("cpu", torch.bfloat16)
     assert without.patch_LP is None and without.num_tokens == 4
     assert without.text_KE.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_goes_to_a_gpu_is_what_was_given_though_the_host_goes_on() -> None:
+    given = [torch.randn(1000, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(20)]
+    moved = [on_device(x, "cuda") for x in given]  # the page-locked copies are let go of at once
+    assert all(torch.equal(there.cpu(), here) for there, here in zip(moved, given, strict=True))
