@@ -179,11 +179,11 @@ def _short(number: float) -> str:
     return f"{number:.4g}".replace("e+", "e")
 
 
-def require_distinct(sizes: Sequence[str | int | float], head_dim: int) -> None:
+def require_distinct(sizes: Sequence[str | int | float], ladder: LadderConfig) -> None:
     """ValueError where two sizes have the same rung nearest to them."""
     found: dict[Rung, str | int | float] = {}
     for size in sizes:
-        shape = rung(parse_size(size), head_dim)
+        shape = rung(parse_size(size), ladder.head_dim, ladder.num_blocks)
         if shape in found:
             raise ValueError(
                 f"grid.sizes {found[shape]} and {size} are the same model, {shape.num_blocks} blocks of width "
@@ -200,7 +200,7 @@ class Planner:
     ) -> None:
         self.base, self.grid, self.ladder, self.ranks, self._hydra = tuple(base), grid, ladder, ranks, compose
         self._lengths: dict[str, StepLengths] = {}
-        require_distinct(grid.sizes, ladder.head_dim)
+        require_distinct(grid.sizes, ladder)
 
     def cell(self, name: str, point: Point, place: Sequence[str]) -> PlannedCell:
         """`place` are the words that say where it writes. ValueError where it cannot be run, or is very short."""
@@ -250,12 +250,13 @@ class Planner:
         words: list[str] = []
         if point.size is not None:
             size, ladder = parse_size(point.size), self.ladder
-            shape = rung(size, ladder.head_dim)
+            shape = rung(size, ladder.head_dim, ladder.num_blocks)
             rate = learning_rate(ladder, shape.size)
             words += [f"model.num_blocks={shape.num_blocks}", f"model.num_heads={shape.num_heads}"]
             words += [f"model.head_dim={shape.head_dim}", f"model.ffn_dim={shape.ffn_dim}"]
             if ladder.mup:
-                words.append(f"++model.mup_base_dim={rung(ladder.base_size, ladder.head_dim).dim}")
+                base = rung(ladder.base_size, ladder.head_dim, ladder.num_blocks)
+                words.append(f"++model.mup_base_dim={base.dim}")
             if self.ranks > 1 and not any(one.startswith("parallel") for one in self.base):
                 total = parameter_count(self._compose([*self.base, *words]).model).total
                 tensor = tensor_ranks(ladder, shape, parameters=total, ranks=self.ranks)

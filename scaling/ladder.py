@@ -24,6 +24,8 @@ class LadderConfig:
     """
 
     head_dim: int = 64
+    num_blocks: int | None = None
+    """Of every model, so that sizes differ in width alone, which is what muP covers. None: more with the width."""
     base_size: float = 1e6
     """Parameters of the blocks."""
     lr: float = 2e-3
@@ -39,6 +41,8 @@ class LadderConfig:
     def __post_init__(self) -> None:
         if self.head_dim < 6 or self.head_dim % 2:
             raise ValueError(f"ladder.head_dim={self.head_dim} must be an even number of at least 6")
+        if self.num_blocks is not None and self.num_blocks < 1:
+            raise ValueError(f"ladder.num_blocks={self.num_blocks} must be at least 1, or null")
         for name in ("base_size", "lr", "memory_gib"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"ladder.{name}={getattr(self, name)} must be above 0")
@@ -81,23 +85,20 @@ def parse_size(text: str | float) -> float:
     return size
 
 
-def rung_of_heads(num_heads: int, head_dim: int) -> Rung:
-    """The one rung of a width: about a block for 42 of it, evenly many from 8 on."""
+def rung_of_heads(num_heads: int, head_dim: int, num_blocks: int | None = None) -> Rung:
+    """The one rung of a width: about a block for 42 of it, evenly many from 8 on; or `num_blocks` of them."""
     blocks = num_heads * head_dim / _WIDTH_OF_A_BLOCK
     even = 2 * round(blocks / 2)
-    return Rung(
-        num_blocks=even if even >= _EVEN_FROM else max(round(blocks), _SHALLOWEST),
-        num_heads=num_heads,
-        head_dim=head_dim,
-    )
+    by_width = even if even >= _EVEN_FROM else max(round(blocks), _SHALLOWEST)
+    return Rung(num_blocks=num_blocks or by_width, num_heads=num_heads, head_dim=head_dim)
 
 
-def rung(size: float, head_dim: int = 64) -> Rung:
+def rung(size: float, head_dim: int = 64, num_blocks: int | None = None) -> Rung:
     """The rung whose blocks have the number of parameters nearest to `size`, as a ratio."""
-    best, heads = rung_of_heads(1, head_dim), 1
+    best, heads = rung_of_heads(1, head_dim, num_blocks), 1
     while best.size < size or heads == 1:
         heads += 1 if heads < _EVEN_FROM else 2
-        here = rung_of_heads(heads, head_dim)
+        here = rung_of_heads(heads, head_dim, num_blocks)
         if abs(math.log(here.size / size)) > abs(math.log(best.size / size)):
             break
         best = here

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from model.flops import parameter_count
 from scaling.grid import GridConfig, names, points, require_distinct, word
-from scaling.ladder import learning_rate, rung
+from scaling.ladder import LadderConfig, learning_rate, rung
 from tests.scaling.sweep_case import LADDER, cell, planner
 
 
@@ -112,12 +112,17 @@ def test_mup_keeps_the_rate_and_knows_the_base_width(inputs):
     cells = [cell(inputs, made=made, size=size) for size in ("1k", "16k")]
     assert {c.config.schedule.lr for c in cells} == {LADDER.lr}
     assert {c.config.model.mup_base_dim for c in cells} == {rung(LADDER.base_size, 8).dim}
+    flat = replace(LADDER, mup=True, num_blocks=3)
+    made = planner(inputs, ladder=flat)
+    cells = [cell(inputs, made=made, size=size) for size in ("1k", "16k")]
+    assert {c.config.model.num_blocks for c in cells} == {3}
+    assert {c.config.model.mup_base_dim for c in cells} == {rung(LADDER.base_size, 8, 3).dim}
 
 
 def test_sizes_that_are_one_model_are_refused():
     with pytest.raises(ValueError, match="grid.sizes 1m and 900k are the same model, 3 blocks of width 128"):
-        require_distinct(["1m", "900k"], 64)
-    require_distinct(["1m", "1.6m"], 32)
+        require_distinct(["1m", "900k"], LadderConfig())
+    require_distinct(["1m", "1.6m"], LadderConfig(head_dim=32))
 
 
 def test_several_ranks_get_a_layout_that_holds_the_model(inputs):

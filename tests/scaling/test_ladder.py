@@ -39,6 +39,11 @@ def test_a_rung_is_the_nearest_there_is(head_dim):
         assert rung(size, head_dim) == min(every, key=lambda one: abs(math.log(one.size / size)))
 
 
+def test_at_one_depth_sizes_differ_in_width_alone():
+    shapes = [rung(size, 16, 2) for size in (74e3, 131e3, 205e3, 295e3, 401e3, 524e3, 819e3)]
+    assert [(shape.num_blocks, shape.num_heads) for shape in shapes] == [(2, n) for n in (3, 4, 5, 6, 7, 8, 10)]
+
+
 def test_the_size_is_that_of_the_blocks_but_for_biases_norms_and_tables():
     shape = rung(3e7)
     config = DiTConfig(
@@ -76,7 +81,9 @@ def test_a_model_takes_as_few_tensor_ranks_as_it_fits():
         tensor_ranks(config, shape, parameters=14_000_000_000, ranks=2)
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"head_dim": 7}, {"packs_per_step": 0}, {"base_size": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"lr": 0.0}, {"head_dim": 7}, {"packs_per_step": 0}, {"num_blocks": 0}, {"base_size": -1.0}]
+)
 def test_a_rule_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match=f"ladder.{next(iter(wrong))}"):
         LadderConfig(**wrong)
