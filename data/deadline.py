@@ -7,12 +7,16 @@ from collections.abc import Callable
 from typing import TypeVar
 
 READ_TIMEOUT_S = 120.0
-"""Of manifests, which are opened before any setting is known; the default of `data.read_timeout_s` too."""
+"""Of manifests, wherever they are opened; the default of `data.read_timeout_s`."""
 T = TypeVar("T")
 
 
+class DeadlineError(TimeoutError):
+    """Nothing came in time; the storage itself said nothing."""
+
+
 def within(timeout_s: float, read: Callable[[], T]) -> T:
-    """What `read` returns or raises. TimeoutError where that takes longer: nothing ends a thread that waits for a
+    """What `read` returns or raises. DeadlineError where that takes longer: nothing ends a thread that waits for a
     storage, so it is left behind, and the process can end without it.
     """
     answer: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
@@ -27,7 +31,7 @@ def within(timeout_s: float, read: Callable[[], T]) -> T:
     try:
         found, error = answer.get(timeout=timeout_s)
     except queue.Empty:
-        raise TimeoutError(errno.ETIMEDOUT, f"nothing came within {timeout_s:g} s") from None
+        raise DeadlineError(errno.ETIMEDOUT, f"nothing came within {timeout_s:g} s") from None
     if error is not None:
         raise error
     return found  # type: ignore[return-value]  # of `read`

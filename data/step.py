@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from itertools import islice
 
+from data.deadline import READ_TIMEOUT_S
 from data.mixture import DataSet
 from data.pack import Position
 from data.sample import Sample
@@ -32,7 +33,7 @@ class ReadAhead:
     """Memory for them and for steps in use. A step that is waited for is read though it is full."""
     workers: int = 1
     """Processes; 0 reads in a thread of this one, where nothing ends a read that hangs."""
-    timeout_s: float = 120.0
+    timeout_s: float = READ_TIMEOUT_S
     """For each read, after which its worker is replaced."""
 
     def __post_init__(self) -> None:

@@ -27,10 +27,10 @@ from scaling.interval import Interval
 from scaling.law import fit_law
 from scaling.run_cell import CELLS_NAME, rows_of_run
 from scaling.sweep import SweepConfig, plan, run
+from slurm.compose import configs
 from trainer.compose import to_dataclass, user_errors
 
 log = logging.getLogger(__name__)
-CONF = Path(__file__).parents[1] / "conf"
 FOLDER, PREDICTION, RESULT = "bet", "prediction.json", "result.json"
 _TIMES = 3.2
 """The largest fitted budget: further than 3 also where a run ends a step early."""
@@ -275,7 +275,7 @@ def main() -> None:
     given = _parser().parse_intermixed_args()
     if not given.times > 1 or given.bootstraps < 100:
         raise ValueError(f"--times {given.times:g} must be above 1, and --bootstraps {given.bootstraps} at least 100")
-    with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+    with configs():
         config = to_dataclass(SweepConfig, hydra.compose("sweep", overrides=given.words))
         result = bet(config, times=given.times, seeds=tuple(given.seeds), draws=given.bootstraps)
     sys.exit(0 if result is not None and result.is_won else 1)

@@ -25,6 +25,7 @@ from scaling.outcome import Outcome, comparable, outcome_of, record
 from scaling.pace import Pace
 from scaling.run_cell import CELLS_NAME, MOST_GAP_GROWTH
 from slurm.cluster import ClusterConfig
+from slurm.compose import configs
 from trainer.compose import EXIT_INTERRUPTED, to_dataclass, user_errors
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ class SweepConfig:
 
 def compose_train(words: Sequence[str]) -> DictConfig:
     """What `trainer.train` would get from these words."""
-    return hydra.compose("train", overrides=list(words))
+    with configs():
+        return hydra.compose("train", overrides=list(words))
 
 
 def plan(config: SweepConfig) -> list[PlannedCell]:

@@ -20,18 +20,17 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from slurm.check import check_training
 from slurm.client import ask
 from slurm.cluster import ClusterConfig
-from slurm.compose import compose_run, configs, require_command
+from slurm.compose import config_name, configs
 from slurm.jobs import LOGS, job_ids, note_job, queued
 from slurm.script import Job, render
-from trainer.compose import to_dataclass, to_yaml, user_errors
+from trainer.compose import to_dataclass, to_saved_config, user_errors
 from trainer.config import TrainConfig
 
-ROOT = Path(__file__).parents[1]
 CONFIG, SCRIPT = "submit.yaml", "submit.sbatch"
 TRAINING = "trainer.train"
 
@@ -55,7 +54,7 @@ class SubmitConfig:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ValueError(f"{name}={number} must be at least 1")
-        require_command(self.module)
+        config_name(self.module)
         if self.module != TRAINING and (self.nodes, self.ranks_per_node or 1) != (1, 1):
             raise ValueError(f"module={self.module} is one process: leave nodes= and ranks_per_node= away")
 
@@ -111,16 +110,17 @@ def prepare(config: DictConfig, submit: SubmitConfig, suffix: str) -> Prepared:
     filled: Any = to_dataclass(kind, config)
     assert is_dataclass(filled)
     if not isinstance(filled, TrainConfig):
-        plain = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
         folder = LOGS / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
-        return Prepared(name=command, folder=folder, yaml=plain, lines=[f"{submit.module}, one process"])
+        return Prepared(
+            name=command, folder=folder, yaml=to_saved_config(config), lines=[f"{submit.module}, one process"]
+        )
     lines = check_training(filled, submit.cluster, nodes=submit.nodes, ranks_per_node=submit.ranks)
     if others := queued(job_ids(filled.path)):
         raise ValueError(
             f"{filled.folder} is the folder of job {others[0]}, which has not ended: cancel that (python -m slurm.jobs "
             f"cancel {filled.folder}), or choose another name="
         )
-    return Prepared(name=filled.name, folder=filled.path, yaml=to_yaml(filled), lines=lines)
+    return Prepared(name=filled.name, folder=filled.path, yaml=to_saved_config(filled), lines=lines)
 
 
 def job_of(config: SubmitConfig, runs: Sequence[Prepared]) -> Job:
@@ -188,7 +188,7 @@ def main() -> None:
     with configs():
         config = to_dataclass(SubmitConfig, compose("submit", mine))
         chosen = list(choices(theirs)) if is_sweep else [(theirs, "")]
-        composed = [(compose_run(config.module, choice), suffix) for choice, suffix in chosen]
+        composed = [(compose(config_name(config.module), choice), suffix) for choice, suffix in chosen]
     runs = [prepare(one, config, suffix) for one, suffix in composed]
     for run in runs:
         print(f"{run.folder}:", *run.lines, sep="\n  ")

@@ -5,6 +5,7 @@ import functools
 import inspect
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -163,6 +164,28 @@ def saved_config(words: list[str]) -> DictConfig:
         raise ValueError(f"{' '.join(words)}: {_one_line(error)}") from error
     assert isinstance(config, DictConfig), "settings merge into nothing else"
     return config
+
+
+def to_saved_config(config: Any) -> str:
+    """A composed config, or a dataclass, as YAML that `saved_config` reads: with nothing left to fill in but `???`."""
+    try:
+        if isinstance(config, DictConfig):
+            plain = OmegaConf.to_container(config, resolve=True)
+        else:
+            plain = _tuples_to_lists(asdict(config))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"config: {_one_line(error)}") from error
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(plain)))
+
+
+def _literal(value: Any) -> Any:
+    """With every `${` escaped: in what is filled in already, it is text."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    # Backslashes before it would be taken for escapes too.
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _leave(sentence: str, code: int) -> NoReturn:

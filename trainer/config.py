@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.curriculum import StageConfig
+from data.deadline import READ_TIMEOUT_S
 from data.latents import LatentConfig
 from data.lattice import ClipConfig
 from data.mixture import MixConfig
@@ -60,7 +61,7 @@ class DataConfig:
     """Memory for them, on each rank that reads."""
     workers: int = 1
     """Processes of each such rank that read; 0 reads in a thread, where nothing ends a read that hangs."""
-    read_timeout_s: float = 120.0
+    read_timeout_s: float = READ_TIMEOUT_S
     """For each read: a worker that takes longer is replaced once, then the run stops."""
     weight: float = 1.0
     """How often its samples come in an epoch."""

@@ -20,7 +20,7 @@ import torch
 
 from data.cache import Cache, Kept
 from data.clips import Clip, ClipSource, MediaPlace, windows_of
-from data.deadline import within
+from data.deadline import DeadlineError, within
 from data.decode import DecodeError
 from data.latents import latent_members, text_members
 from data.manifest import Manifest
@@ -167,7 +167,7 @@ class OnlineEncoder:
     def _unusable(self, record: Record, error: OSError) -> ValueError:
         return ValueError(
             f"{self._where(record)}: data.online.cache={self.cache.folder} cannot be used "
-            f"({error.strerror or error}): make room, or give another folder"
+            f"({error.strerror or error}): make room, or give another folder{_or_wait(error)}"
         )
 
     def _media(self, record: Record) -> bytes:
@@ -175,9 +175,8 @@ class OnlineEncoder:
         try:
             data = within(self._timeout_s, lambda: _read(Path(self.config.clips) / record.shard, record.media))
         except OSError as error:
-            slower = ", or raise data.read_timeout_s" if isinstance(error, TimeoutError) else ""
             raise ValueError(
-                f"{self._where(record)} cannot be read ({error.strerror}): restore the shard{slower}"
+                f"{self._where(record)} cannot be read ({error.strerror}): restore the shard{_or_wait(error)}"
             ) from error
         if hashlib.sha256(data).hexdigest() != record.media.sha256:
             raise ValueError(
@@ -207,6 +206,11 @@ class OnlineEncoder:
 
     def _text_key(self, record: Record) -> str:
         return hashlib.sha256(f"{self._text_name} {json.dumps(record.captions)}".encode()).hexdigest()
+
+
+def _or_wait(error: OSError) -> str:
+    """A further way out, where nothing but our patience ended."""
+    return ", or raise data.read_timeout_s" if isinstance(error, DeadlineError) else ""
 
 
 def _read(path: Path, place: MediaPlace) -> bytes:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from model.packed import PackedInputs
+from model.packed import PackedInputs, on_device
 from parallel.runtime import Grid
 from parallel.tensor import context_shard
 from trainer.batch import Microbatch
@@ -38,7 +38,7 @@ class LossTally:
     def add(self, pack: Microbatch, error_M: Tensor, weight_M: Tensor) -> None:
         """The mean squared error of each token of this context shard, and its weight in the loss."""
         bins_L = bins_of(pack.inputs, [self._number[name] for name in pack.buckets], self.levels)
-        bins_M = context_shard(bins_L, self.grid.context_rank, self.grid.context_size).to(error_M.device)
+        bins_M = on_device(context_shard(bins_L, self.grid.context_rank, self.grid.context_size), error_M.device)
         both = torch.stack([error_M * weight_M, weight_M]).double()
         self._sums.index_add_(1, bins_M, both)
 

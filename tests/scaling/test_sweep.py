@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 
 from scaling.cell import read_cells
 from scaling.grid import word
-from scaling.sweep import SweepConfig
+from scaling.sweep import SweepConfig, compose_train
 from tests.scaling.sweep_case import ROOT, settings
 from tests.trainer.run_case import environment
 from trainer.compose import to_dataclass
@@ -67,6 +67,11 @@ def trainers(folder):
         if b"trainer.train" in arguments and any(str(folder).encode() in argument for argument in arguments):
             found.append(int(path.parent.name))
     return found
+
+
+def test_cells_are_composed_also_where_the_sweep_was_composed_before():
+    """As in a job: `scaling.sweep --config FILE` goes past Hydra."""
+    assert compose_train(["seed=3"]).seed == 3
 
 
 def test_a_dry_run_says_all_of_each_cell_and_writes_nothing(commands, inputs, tmp_path):

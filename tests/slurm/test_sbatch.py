@@ -51,7 +51,7 @@ def test_the_signal_at_the_time_limit_is_not_taken_for_a_cancel(checkout):
     before = conf.read_text()
     try:
         conf.write_text("no config: [")
-        checkout.start_now(job)  # it is what it was when it was submitted
+        checkout.start_now(job)  # it is what it was when it first started
         resumed = f"resumed from runs/limit/checkpoints/step_{checkout.steps('limit')[-1]:08d}"
         until(lambda: resumed in checkout.log(job), seconds=90, what=lambda: checkout.log(job))
     finally:
