@@ -69,7 +69,7 @@ def table(folder, layouts, *overrides):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return table(tmp_path_factory.mktemp("plain"), PLAIN, "microbatches=[1,2,3,8]", "bf16_seeds=3", "steps=10")
+    return table(tmp_path_factory.mktemp("plain"), PLAIN, "microbatches=[1,2,3,8]", "bf16_seeds=3", "steps=20")
 
 
 @pytest.fixture(scope="module")
