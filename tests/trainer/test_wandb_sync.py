@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from bench.wandb_server import WandbServer
-from tests.trainer.run_case import STEPS, overrides
+from tests.trainer.run_case import STEPS, environment, overrides
 from tests.trainer.wandb_case import expected_history, numbers_of, offline_file, read_offline, sync
 from trainer.checkpoint import committed_steps
 from trainer.metrics import Metrics, NotFinite, read_metrics
@@ -256,6 +259,17 @@ def test_an_offline_run_is_shown_online_afterwards_and_only_what_is_new_is_sent(
         assert done.stdout.startswith(f"{sent} rows in {server.url}/local/tessera/runs/")
     (run,) = server.runs.values()
     assert numbers_of(run.history) == expected_history(read_metrics(tmp_path))
+
+
+def test_w_and_bs_own_command_uploads_all_starts_of_an_offline_run(halves, server):
+    _, folder = halves
+    (run_folder,) = folder.glob("wandb/offline-run-*")
+    words = [str(Path(sys.executable).with_name("wandb")), "sync", str(run_folder)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (run,) = server.runs.values()
+    assert run.id == (folder / ID_FILE).read_text()
+    assert [row["_step"] for row in run.history] == list(range(STEPS + 1))
 
 
 def test_a_record_that_cannot_be_read_is_refused_in_one_sentence(tmp_path, capsys):
