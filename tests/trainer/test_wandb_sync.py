@@ -70,6 +70,16 @@ def test_a_run_that_went_on_is_one_run_without_gap_or_overlap(halves):
     assert told.history[-1]["goodput/lost_s"] > 0, "two steps were done again"
 
 
+def test_w_and_bs_own_command_uploads_all_starts_of_an_offline_run(halves, server):
+    _, folder = halves
+    words = [str(Path(sys.executable).with_name("wandb")), "sync", str(offline_file(folder).parent)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (run,) = server.runs.values()
+    assert run.id == (folder / ID_FILE).read_text()
+    assert [row["_step"] for row in run.history] == list(range(STEPS + 1))
+
+
 def test_the_run_says_what_it_is(halves):
     _, folder = halves
     told = read_offline(folder)
@@ -259,17 +269,6 @@ def test_an_offline_run_is_shown_online_afterwards_and_only_what_is_new_is_sent(
         assert done.stdout.startswith(f"{sent} rows in {server.url}/local/tessera/runs/")
     (run,) = server.runs.values()
     assert numbers_of(run.history) == expected_history(read_metrics(tmp_path))
-
-
-def test_w_and_bs_own_command_uploads_all_starts_of_an_offline_run(halves, server):
-    _, folder = halves
-    (run_folder,) = folder.glob("wandb/offline-run-*")
-    words = [str(Path(sys.executable).with_name("wandb")), "sync", str(run_folder)]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    (run,) = server.runs.values()
-    assert run.id == (folder / ID_FILE).read_text()
-    assert [row["_step"] for row in run.history] == list(range(STEPS + 1))
 
 
 def test_a_record_that_cannot_be_read_is_refused_in_one_sentence(tmp_path, capsys):
