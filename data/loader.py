@@ -118,11 +118,14 @@ class Loader(Iterator[StepData]):
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the next step is read; raises what went wrong with it. With `hand_on`, before that is called."""
+        """Until the next step is read, where one follows; raises what went wrong with it.
+
+        With `hand_on`, before that is called.
+        """
         if self._failed is not None:
             raise self._failed
         assert not self._stop.is_set(), "the loader is closed"
-        if self._ready is not None:
+        if self._ready is not None or not self._unasked:
             return
         started = time.perf_counter()
         item = self._queue.get()
@@ -315,10 +318,11 @@ class Loader(Iterator[StepData]):
         for planned in chunk.steps:
             if planned.failure is not None:
                 raise ValueError(planned.failure)
+            # In the order of the packs: which one is told then does not depend on the number of ranks.
+            for number in np.searchsorted(chunk.reads.places.rows, [row for pack in planned.mine for row in pack]):
+                if int(number) in wrong:
+                    raise ValueError(wrong[int(number)])
             numbers = np.searchsorted(chunk.reads.places.rows, planned.places.rows).tolist()
-            for number in numbers:
-                if number in wrong:
-                    raise ValueError(wrong[number])
             memory = chunk.region.tensor
             where = [starts[number] for number in numbers]
             if self._hand_on is not None:

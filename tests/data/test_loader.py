@@ -150,6 +150,7 @@ def test_no_more_is_planned_than_the_steps_that_are_wanted(manifest, monkeypatch
     with Loader(plan(manifest), packs_per_step=2, steps=count, share=share, ahead=ahead, hand_on=hand_on) as loader:
         if reads:
             assert [step.position_after.step for step in loader] == list(range(1, count + 1))
+            loader.wait()  # for nothing, and not for ever
         else:
             loader.wait()
         time.sleep(0.1)
