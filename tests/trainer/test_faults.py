@@ -111,9 +111,7 @@ def test_every_fault_is_one_sentence_on_all_ranks_in_every_layout_and_on_replay(
     for name in FAULTS:
         while_running, replayed, reopened = said["one process"][name]
         assert while_running == replayed, name
-        assert {layout: said[layout][name] for layout in LAYOUTS} == dict.fromkeys(
-            LAYOUTS, [while_running, replayed, reopened]
-        )
+        assert all(said[layout][name] == [while_running, replayed, reopened] for layout in LAYOUTS), name
         assert (while_running == KEYS) == (name in SPARE_ALL_SAMPLES), while_running
         assert (reopened == KEYS) == (name in SPARE_THE_SIZE_TOO), reopened
         assert while_running == KEYS or ".tar: sample film/clip" in while_running
