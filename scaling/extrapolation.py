@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling.cell import Cell, mean_loss, places
-from scaling.isoflop import fit_parabolas
-from scaling.law import Law, best_surface, fit_law, surface_best_log_n, surface_exponent
+from scaling.isoflop import fit_parabolas, grid_of
+from scaling.law import CELLS, Law, best_surface, fit_law, fit_parametric, surface_best_log_n, surface_exponent
 from scaling.powers import log_loss
 
 _TOP = 1.25
@@ -40,7 +40,9 @@ def leave_highest_out(cells: Sequence[Cell], *, draws: int, seed: int = 0) -> Le
     top = min(ranked[0] / _TOP, ranked[int(_LEAST_SHARE * len(ranked))])
     held = [cell for cell in cells if cell.flops >= top]
     kept = [cell for cell in cells if cell.flops < top]
-    law = fit_law(kept, draws=draws, seed=seed)
+    # A law in N and D is judged as what it is, though what is left might not carry one by itself.
+    carries = kept and len(places(cells)) >= CELLS
+    law = fit_parametric(grid_of(kept), draws=draws, seed=seed) if carries else fit_law(kept, draws=draws, seed=seed)
     best_seeds = min(places(held), key=mean_loss)
     best, observed = best_seeds[0], mean_loss(best_seeds)
     # The law of a few cells is one of the best size only.

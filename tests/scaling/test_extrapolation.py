@@ -34,6 +34,13 @@ def test_the_highest_budget_is_predicted_from_those_below():
     assert found.inside >= 0.6
 
 
+def test_a_law_of_twenty_cells_is_judged_by_fifteen_as_a_law_in_size_and_tokens():
+    cells = noisy_cells(np.geomspace(6e18, 3e20, 4), 5, noise=0.001)
+    found = leave_highest_out(cells, draws=100)
+    assert set(found.names) == {cell.name for cell in cells[-5:]}, "all sizes, not the best one alone"
+    assert found.relative_error < 0.005 < found.no_change_error
+
+
 def test_too_little_is_left_to_predict_from():
     with pytest.raises(ValueError, match="2 budgets show a minimum over sizes and 3 are needed"):
         leave_highest_out(noisy_cells([1e19, 3e19, 1e20], 4, noise=0), draws=100)
