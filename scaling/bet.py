@@ -21,7 +21,7 @@ from typing import Any
 
 import hydra
 
-from scaling.cell import Cell, mean_loss, places, read_cells, sound_and_broken
+from scaling.cell import Cell, left_out_lines, mean_loss, places, read_cells, sound_and_broken
 from scaling.grid import names, points
 from scaling.interval import Interval
 from scaling.law import fit_law
@@ -32,8 +32,10 @@ from trainer.compose import to_dataclass, user_errors
 
 log = logging.getLogger(__name__)
 FOLDER, PREDICTION, RESULT = "bet", "prediction.json", "result.json"
-_TIMES = 3.2
-"""The largest fitted budget: further than 3 also where a run ends a step early."""
+_OF = "prediction_sha256"
+"""In the result's file: of the prediction's."""
+_TIMES, _SEEDS = 3.2, (0, 1)
+"""Times the largest fitted budget: further than 3 also where a run ends a step early."""
 _MOST_RATIO = 1 / 3
 """Of the error over that of predicting no change."""
 _TOP = 1.25
@@ -115,7 +117,9 @@ def predict(config: SweepConfig, *, times: float, seeds: tuple[int, ...], draws:
             f"{len(missing)} cells of the sweep have not ended ({missing[0]}, say): run `python -m scaling.sweep` "
             "with the same words first"
         )
-    sound, _ = sound_and_broken(cells)
+    sound, broken = sound_and_broken(cells)
+    for line in left_out_lines(broken):
+        log.info(line)
     law = fit_law(sound, draws=draws)
     budget = float(f"{times * law.largest:.3g}")
     recommended = law.predict(budget).parameters
@@ -175,9 +179,22 @@ def read_prediction(folder: Path) -> Prediction | None:
 
 
 def read_result(folder: Path) -> Result | None:
-    """How the bet ended; None while it has not."""
+    """How the bet ended; None while it has not, and where the prediction is another one now."""
     path = folder / RESULT
-    return to_dataclass(Result, _object(path)) if path.is_file() else None
+    found = _object(path) if path.is_file() else {}
+    if found.pop(_OF, "") != _sha256(folder / PREDICTION):
+        return None
+    return to_dataclass(Result, found)
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Beside the prediction that it is of."""
+    found = asdict(result) | {_OF: _sha256(folder / PREDICTION)}
+    (folder / RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -231,15 +248,31 @@ def _began(folder: Path) -> dict[str, float]:
     return {name: of_run[0]["time"] for name, of_run in rows.items() if of_run and "time" in of_run[0]}
 
 
-def bet(config: SweepConfig, *, times: float, seeds: tuple[int, ...], draws: int) -> Result | None:
+def require_of_prediction(told: Prediction, folder: Path, times: float | None, seeds: tuple[int, ...] | None) -> None:
+    """ValueError where another bet is asked for than the one that stands."""
+    largest = told.flops / told.times_largest
+    if times is not None and float(f"{times * largest:.3g}") != told.budget:
+        asked = f"--times {times:g}"
+    elif seeds is not None and seeds != told.seeds:
+        asked = f"--seeds {' '.join(map(str, seeds))}"
+    else:
+        return
+    raise ValueError(
+        f"{asked}: the prediction in {folder / PREDICTION} is for {told.budget / largest:.3g} times and seeds "
+        f"{' '.join(map(str, told.seeds))}, and is written once: leave {asked.split()[0]} away, or move {folder} aside"
+    )
+
+
+def bet(config: SweepConfig, *, times: float | None, seeds: tuple[int, ...] | None, draws: int) -> Result | None:
     """Predict where that was not done, run what is missing, compare; None while a run has no loss."""
     folder = config.path / FOLDER
     told = read_prediction(folder)
     if told is None:
-        told = predict(config, times=times, seeds=seeds, draws=draws)
+        told = predict(config, times=times or _TIMES, seeds=seeds or _SEEDS, draws=draws)
         write_prediction(folder, told)
-    elif hashlib.sha256((config.path / CELLS_NAME).read_bytes()).hexdigest() != told.cells_sha256:
+    elif _sha256(config.path / CELLS_NAME) != told.cells_sha256:
         log.info("the sweep's cells have changed since the prediction was written, which stands as it is")
+    require_of_prediction(told, folder, times, seeds)
     for line in in_words(told, None):
         log.info(line)
     held = held_out(config, told.size, told.budget, told.seeds)
@@ -251,7 +284,7 @@ def bet(config: SweepConfig, *, times: float, seeds: tuple[int, ...], draws: int
         log.info("the bet is open: %s has no loss (%s); the same command goes on from here", missing[0], why)
         return None
     result = settle(told, ended, _began(folder))
-    (folder / RESULT).write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+    write_result(folder, result)
     for line in in_words(told, result)[1:]:
         log.info(line)
     return result
@@ -263,8 +296,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("words", nargs="*", metavar="SETTING", help="of the sweep, as scaling.sweep takes them")
-    add("--times", type=float, default=_TIMES, help="the largest fitted budget (default: %(default)s)")
-    add("--seeds", type=int, nargs="+", default=[0, 1], help="of the runs (default: 0 1)")
+    add("--times", type=float, help=f"the largest fitted budget (default: {_TIMES})")
+    add("--seeds", type=int, nargs="+", help=f"of the runs (default: {' '.join(map(str, _SEEDS))})")
     add("--bootstraps", type=int, default=2000, metavar="B", help="redrawn fits (default: %(default)s)")
     return parser
 
@@ -273,11 +306,14 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Command line; exit code 1 where the bet is lost or open."""
     given = _parser().parse_intermixed_args()
-    if not given.times > 1 or given.bootstraps < 100:
-        raise ValueError(f"--times {given.times:g} must be above 1, and --bootstraps {given.bootstraps} at least 100")
+    if given.times is not None and not 1 < given.times < math.inf:
+        raise ValueError(f"--times {given.times:g} must be above 1")
+    if given.bootstraps < 100:
+        raise ValueError(f"--bootstraps {given.bootstraps} must be at least 100")
     with configs():
         config = to_dataclass(SweepConfig, hydra.compose("sweep", overrides=given.words))
-        result = bet(config, times=given.times, seeds=tuple(given.seeds), draws=given.bootstraps)
+        seeds = tuple(given.seeds) if given.seeds else None
+        result = bet(config, times=given.times, seeds=seeds, draws=given.bootstraps)
     sys.exit(0 if result is not None and result.is_won else 1)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _TEXTS = ("name", "broken", "variant")
+_NUMBERS = ("parameters", "tokens", "flops", "loss", "standard_error")
 _SAME = 1.03
 """Seeds of one cell draw other packs: so far apart may their FLOPs be."""
 
@@ -52,14 +53,16 @@ def checked(cell: Cell) -> Cell:
         value = getattr(cell, name)
         if not (math.isfinite(value) and value > 0):
             return replace(cell, broken=f"{name} is {value:g}, not a positive number")
+    if wrong := [value for point in cell.curve for value in point if not (math.isfinite(value) and value > 0)]:
+        return replace(cell, broken=f"its curve holds {wrong[0]:g}, not a positive number")
     return cell
 
 
 def sound_and_broken(cells: Iterable[Cell]) -> tuple[list[Cell], list[Cell]]:
     """Cells to fit, and cells to report; a name given twice is a mistake of the user's (ValueError).
 
-    Seeds of one variant are all kept. Of variants of one size and budget, or runs that do not say what tells them
-    apart, those with the least mean loss are.
+    Seeds of one variant are all kept, each once. Of variants of one size and budget, or runs that do not say what tells
+    them apart, those with the least mean loss are.
     """
     seen: set[str] = set()
     sound: list[Cell] = []
@@ -81,6 +84,10 @@ def sound_and_broken(cells: Iterable[Cell]) -> tuple[list[Cell], list[Cell]]:
             else f"mean loss of {len(best)} seeds ({mean_loss(best):.4g})"
         )
         worse |= {cell.name: whose for variant in variants.values() if variant is not best for cell in variant}
+        first: dict[int | None, str] = {}
+        for cell in best:
+            if (other := first.setdefault(cell.seed, cell.name)) != cell.name:
+                worse[cell.name] = f"{other} is of the same size, FLOPs and seed ({cell.seed}), so it is that run again"
     broken += [replace(cell, broken=worse[cell.name]) for cell in sound if cell.name in worse]
     return [cell for cell in sound if cell.name not in worse], broken
 
@@ -97,6 +104,11 @@ def places(cells: Iterable[Cell]) -> list[list[Cell]]:
                 continue
         found.append([cell])
     return found
+
+
+def left_out_lines(broken: Iterable[Cell]) -> list[str]:
+    """What is printed of them."""
+    return [f"left out: {cell.name}: {cell.broken}" for cell in broken]
 
 
 def mean_loss(replicates: Sequence[Cell]) -> float:
@@ -132,8 +144,9 @@ def read_cells(path: Path) -> list[Cell]:
                 kind = {"seed": "whole number"}.get(wrong[0], "text" if wrong[0] in _TEXTS else "number")
                 raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}, not a {kind}")
             curve = tuple((float(d), float(c), float(loss)) for d, c, loss in row.pop("curve", ()))
+            row = {key: float(value) if key in _NUMBERS else value for key, value in row.items()}
             cells.append(Cell(**row, curve=curve))
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             cells.append(Cell(name=name, broken=f"cannot be read ({error})"))
     return cells
 

@@ -14,6 +14,8 @@ _TOP = 1.25
 """Cells within this factor of the largest FLOPs are the highest budget,"""
 _LEAST_SHARE = 0.05
 """and at least so many of all."""
+_LEAST_JUDGED = 10
+"""Cells: two for each constant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ def leave_highest_out(cells: Sequence[Cell], *, draws: int, seed: int = 0) -> Le
     held = [cell for cell in cells if cell.flops >= top]
     kept = [cell for cell in cells if cell.flops < top]
     # A law in N and D is judged as what it is, though what is left might not carry one by itself.
-    carries = kept and len(places(cells)) >= CELLS
+    carries = len(places(cells)) >= CELLS and len(places(kept)) >= _LEAST_JUDGED
     law = fit_parametric(grid_of(kept), draws=draws, seed=seed) if carries else fit_law(kept, draws=draws, seed=seed)
     best_seeds = min(places(held), key=mean_loss)
     best, observed = best_seeds[0], mean_loss(best_seeds)

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.command import command
-from scaling.cell import Cell, Columns, read_cells, read_csv, sound_and_broken
+from scaling.cell import Cell, Columns, left_out_lines, read_cells, read_csv, sound_and_broken
 from scaling.envelope import Envelope, fit_envelope
 from scaling.extrapolation import LeftOut, ParabolaBias, leave_highest_out, parabola_bias
 from scaling.interval import Interval
@@ -34,6 +34,8 @@ T = TypeVar("T")
 _ROUNDING = 1e-9
 _TRUSTED_FACTOR = 10.0
 """Further than this beyond the largest cell nothing here has been tried."""
+_FAR_OFF, _LEAST_SCATTER = 10, 1e-3
+"""So many times what runs deviate by, which is this at least, a cell is told of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,12 @@ def study(cells: Sequence[Cell], *, budgets: Sequence[float] = (), draws: int = 
     sound, broken = sound_and_broken(cells)
     sound.sort(key=lambda cell: (cell.flops, cell.parameters))
     _say(f"fitting {len(sound)} cells ({len(broken)} left out), {draws} redrawn fits")
-    law = fit_law(sound, draws=draws, seed=seed)
+    try:
+        law = fit_law(sound, draws=draws, seed=seed)
+    except ValueError:  # what is missing may be among these
+        for line in left_out_lines(broken):
+            _say(line)
+        raise
     _say("fitting without the highest budget, the envelope and the parabolas")
     parabolas = _or_why(lambda: _parabolas(law, draws, seed))
     return Study(
@@ -125,11 +132,11 @@ def table_rows(found: Study) -> list[tuple[str, str]]:
     cells = f"{law.grid.places} cells" + (f" ({len(found.cells)} runs)" if law.grid.places < len(found.cells) else "")
     rows = [("law", f"{kind}, {cells}, {len(law.params_SK) - 1} redrawn fits ({law.lost} lost)")]
     rows += [(name, f"{value:.4g}") for name, value in law.table().items()]
-    rows += [("note", note) for note in law.notes()]
+    rows += [("note", note) for note in [*law.notes(), *far_off(found)]]
     rows += [("sum of Huber terms", f"{law.objective:.8f}")] if law.kind == "parametric" else []
     rows += [("a run deviates by", f"{law.scatter:.2%} of the loss"), ("another seed", _seeds_text(law))]
     worst = int(np.nanargmax(np.abs(law.residual)))
-    rows += [("largest residual", f"{found.cells[worst].name}: {law.residual[worst]:+.2%} of the loss")]
+    rows += [("largest residual", f"{found.cells[worst].name}: {np.expm1(law.residual[worst]):+.2%} of the loss")]
     if isinstance(found.envelope, Envelope):
         rows += [("N exponent, envelope", f"{found.envelope.parameters_exponent:.4g}")]
     else:
@@ -150,6 +157,17 @@ def table_rows(found: Study) -> list[tuple[str, str]]:
     else:
         rows += [("bias of parabolas here", found.bias)]
     return [*rows, ("highest budget left out", _left_out_text(found.left_out))]
+
+
+def far_off(found: Study) -> list[str]:
+    """Notes on cells that no scatter of runs explains. Robust as it is, a fit gives way to them."""
+    law = found.law
+    return [
+        f"{cell.name} lies {np.expm1(off):+.1%} off the law, more than {_FAR_OFF} times what runs deviate by: look at "
+        "that run, or leave it out"
+        for cell, off in zip(found.cells, law.residual, strict=True)
+        if abs(off) > _FAR_OFF * max(law.scatter, _LEAST_SCATTER)
+    ]
 
 
 def _seeds_text(law: Law) -> str:
@@ -175,8 +193,8 @@ def print_study(found: Study, console: Console) -> None:
     for name, value in table_rows(found):
         table.add_row(name, value)
     console.print(table)
-    for cell in found.broken:
-        console.print(f"left out: {cell.name}: {cell.broken}", highlight=False)
+    for line in left_out_lines(found.broken):
+        console.print(line, highlight=False)
     for told in found.predictions:
         console.print("\n" + paragraph(found.law, told), highlight=False)
 
@@ -191,7 +209,7 @@ def as_json(found: Study) -> dict[str, Any]:
         "constants": {name: asdict(value) for name, value in law.table().items()},
         "objective": law.objective,
         "lost_fits": law.lost,
-        "notes": law.notes(),
+        "notes": [*law.notes(), *far_off(found)],
         "residuals": {
             cell.name: round(float(value), 6)
             for cell, value in zip(found.cells, law.residual, strict=True)

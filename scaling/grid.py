@@ -145,7 +145,8 @@ def _is_plain(text: str) -> bool:
 def points(grid: GridConfig) -> list[Point]:
     """All of the grid, the cheapest budget first."""
     sizes: Sequence[str | None] = [size if isinstance(size, str) else _short(size) for size in grid.sizes] or [None]
-    budgets: Sequence[float | None] = grid.budgets or (None,)
+    sizes = sorted(sizes, key=lambda size: parse_size(size) if size else 0.0)
+    budgets: Sequence[float | None] = sorted(grid.budgets) or (None,)
     words = list(product(*([word(key, value) for value in values] for key, values in (grid.axes or {}).items())))
     axes = [*product(budgets, sizes, grid.lr_factors, words, grid.seeds)]
     middle = sizes[len(sizes) // 2]

@@ -133,13 +133,17 @@ def comparable(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [replace(one, cell=cell) for one, cell in zip(outcomes, cells, strict=True)]
 
 
+def _with_error(one: Outcome, error: float | None) -> Outcome:
+    return one if error is None else replace(one, cell=replace(one.cell, standard_error=error))
+
+
 def record(folder: Path, outcomes: Sequence[Outcome]) -> None:
     """Write `cells.jsonl`, with broken cells under their reason, and `table.jsonl`, with all that is known."""
     outcomes = [one for one in outcomes if one.folder.is_dir()]
     errors = paired_errors(outcomes)
-    cells = [replace(one.cell, standard_error=errors.get(one.cell.name, one.cell.standard_error)) for one in outcomes]
+    outcomes = [_with_error(one, errors.get(one.cell.name)) for one in outcomes]
     scratch = folder / f"{CELLS_NAME}.tmp"
-    write_cells(scratch, cells)
+    write_cells(scratch, [one.cell for one in outcomes])
     scratch.replace(folder / CELLS_NAME)
     table = "".join(json.dumps(one.row()) + "\n" for one in outcomes)
     (folder / TABLE_NAME).write_text(table, encoding="utf-8")

@@ -18,7 +18,7 @@ from data.command import command
 from scaling.attempts import FILE_NAME as ATTEMPTS_NAME
 from scaling.bet import FOLDER as BET
 from scaling.bet import Prediction, in_words, read_prediction, read_result
-from scaling.cell import Cell, read_cells
+from scaling.cell import Cell, read_cells, sound_and_broken
 from scaling.fit import Study, paragraph, study, table_rows
 from scaling.isoflop import Parabolas
 from scaling.law_plot import curves_of, law_figure
@@ -43,6 +43,8 @@ def page(folder: Path, *, draws: int = 1000) -> str:
     path = folder / BET / CELLS_NAME
     held_out = read_cells(path) if path.is_file() else []
     try:
+        sound, broken = sound_and_broken(cells)
+        cells = [*sound, *broken]
         law = law_part(study(cells, budgets=[told.budget] if told else (), draws=draws), told, held_out)
     except ValueError as error:
         law = f"<p>No law yet: {escape(str(error))}</p>"

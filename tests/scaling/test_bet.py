@@ -14,8 +14,10 @@ from scaling.bet import (
     in_words,
     predict,
     read_prediction,
+    read_result,
     settle,
     write_prediction,
+    write_result,
 )
 from scaling.cell import Cell, write_cells
 from scaling.interval import Interval
@@ -103,6 +105,30 @@ def test_a_prediction_that_was_changed_is_refused(tmp_path):
     (tmp_path / "prediction.json").write_text('{"written_at": 10')
     with pytest.raises(ValueError, match="prediction.json cannot be read"):
         read_prediction(tmp_path)
+
+
+def test_another_bet_than_the_one_that_stands_is_refused(tmp_path):
+    require = module.require_of_prediction
+    times = TOLD.budget / (TOLD.flops / TOLD.times_largest)
+    require(TOLD, tmp_path, None, None)
+    require(TOLD, tmp_path, times, TOLD.seeds)
+    with pytest.raises(
+        ValueError, match=r"--times 5: the prediction in .* is written once: leave --times away, or move"
+    ):
+        require(TOLD, tmp_path, 5.0, None)
+    with pytest.raises(ValueError, match=r"--seeds 7 8: the prediction in .* seeds 0 1, and is written once"):
+        require(TOLD, tmp_path, None, (7, 8))
+
+
+def test_a_result_is_of_the_prediction_beside_it(tmp_path):
+    write_prediction(tmp_path, TOLD)
+    result = settle(TOLD, [run_of("a", 1.52), run_of("b", 1.48)], {})
+    write_result(tmp_path, result)
+    assert read_result(tmp_path) == result
+    (tmp_path / "prediction.json").unlink()
+    assert read_result(tmp_path) is None
+    write_prediction(tmp_path, replace(TOLD, no_change=3.0))
+    assert read_result(tmp_path) is None
 
 
 def test_runs_are_held_against_what_was_said():

@@ -65,6 +65,12 @@ def test_a_column_that_is_not_there_is_named(tmp_path):
         (b'{"name": "b", "parameters": "1e6", "loss": 1}', "b", "parameters is '1e6', not a number"),
         (b'{"name": "b", "loss": true}', "b", "loss is True, not a number"),
         (b'{"name": "b", "curve": [[1, 2]]}', "b", "cannot be read"),
+        (
+            b'{"name": "b", "curve": [[1e9, 6e18, -2]], "parameters": 1, "tokens": 1, "flops": 1, "loss": 1}',
+            "b",
+            "-2, not",
+        ),
+        (b'{"name": "b", "loss": 1' + b"0" * 400 + b"}", "b", "cannot be read"),
         (b'{"name": 7}', "cells.jsonl line 2", "name is 7, not a text"),
         (b'{"name": "\xff"}', "cells.jsonl line 2", "cannot be read"),
         (b"3", "cells.jsonl line 2", "cannot be read"),
@@ -103,6 +109,14 @@ def test_seeds_are_all_kept_and_of_variants_the_best_mean_is():
     assert broken[0].broken == (
         "lr x0.5-s0 is of the same size and FLOPs and has the lower mean loss of 3 seeds (0.6099)"
     )
+
+
+def test_a_run_given_twice_under_two_names_counts_once():
+    first, second = seeds_of("", [0.5, 0.51])
+    sound, broken = sound_and_broken([first, second, replace(second, name="again")])
+    assert sound == [first, second]
+    assert [cell.name for cell in broken] == ["again"]
+    assert broken[0].broken == "-s1 is of the same size, FLOPs and seed (1), so it is that run again"
 
 
 def test_seeds_share_a_place_although_their_packs_differ():

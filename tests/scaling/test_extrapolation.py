@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,14 @@ def test_a_law_of_twenty_cells_is_judged_by_fifteen_as_a_law_in_size_and_tokens(
     found = leave_highest_out(cells, draws=100)
     assert set(found.names) == {cell.name for cell in cells[-5:]}, "all sizes, not the best one alone"
     assert found.relative_error < 0.005 < found.no_change_error
+
+
+@pytest.mark.parametrize("left", [3, 5, 6, 9])
+def test_a_top_heavy_grid_leaves_too_little_for_a_law_in_size_and_tokens(left):
+    cells = noisy_cells([1e19], left, noise=0.001) + noisy_cells([1e20], 17, noise=0.001)
+    cells = [replace(cell, name=f"{number}") for number, cell in enumerate(cells)]
+    with pytest.raises(ValueError, match=r"add cells"):
+        leave_highest_out(cells, draws=100)
 
 
 def test_too_little_is_left_to_predict_from():

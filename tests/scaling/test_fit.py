@@ -40,6 +40,25 @@ def test_a_table_with_broken_rows_ends_in_a_law(tmp_path, capsys):
     assert '<script src="http' not in page
 
 
+def test_what_was_left_out_is_named_where_the_rest_carries_no_law(tmp_path, capsys):
+    path = write_csv(tmp_path / "points.csv", noisy_cells([1e19], 3, noise=0), extra='"1,000,000",1e20,2\n')
+    assert main(["--csv", str(path), *COLUMNS]) == 2
+    told = capsys.readouterr().err
+    assert "left out: row 4: Model Size is '1,000,000', not a number" in told
+    assert "error: 3 sound cells carry no law" in told
+
+
+def test_a_cell_far_off_the_rest_is_named(tmp_path, capsys):
+    cells = noisy_cells(np.geomspace(6e18, 3e21, 5), 5, noise=0.002)
+    cells[7] = replace(cells[7], loss=30.0)
+    path = write_csv(tmp_path / "points.csv", cells)
+    out = tmp_path / "out"
+    assert main(["--csv", str(path), *COLUMNS, "--bootstraps", "100", "--out", str(out)]) == 0
+    [note] = [note for note in json.loads((out / "law.json").read_text())["notes"] if "row 8" in note]
+    assert note.endswith("look at that run, or leave it out")
+    assert " ".join(note.split()[:4]) in " ".join(capsys.readouterr().out.split())
+
+
 def test_few_cells_claim_less(tmp_path, capsys):
     path = write_csv(tmp_path / "points.csv", noisy_cells([1e19, 3e19, 1e20], 4, noise=0.001))
     assert main(["--csv", str(path), *COLUMNS, "--bootstraps", "200", "--out", str(tmp_path / "out")]) == 0

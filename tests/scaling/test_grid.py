@@ -24,6 +24,10 @@ def test_there_is_a_cell_for_each_combination_and_the_cheap_ones_come_first():
 def test_further_seeds_go_where_a_prediction_leans_most():
     grid = GridConfig(sizes=("1m", "2m", "4m"), budgets=(1e12, 4e12), middle_seeds=(1, 2))
     assert names(points(grid))[6:] == ["2m-c4e12-s1", "2m-c4e12-s2"]
+    assert names(points(replace(grid, sizes=("4m", "1m", 2e6), budgets=(4e12, 1e12))))[6:] == [
+        "2e06-c4e12-s1",
+        "2e06-c4e12-s2",
+    ]
     assert names(points(replace(grid, sizes=(), budgets=()))) == ["run", "s1", "s2"]
 
 

@@ -87,6 +87,15 @@ def test_a_loss_that_does_not_fall_with_size_is_no_law():
         fit_law(upside_down)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.005])
+def test_losses_that_do_not_depend_on_size_and_tokens_are_no_law(noise):
+    for seed in range(4):
+        level = np.exp(noise * np.random.default_rng(seed).standard_normal(24))
+        cells = [replace(cell, loss=2.0 * level[k]) for k, cell in enumerate(noisy_cells(BUDGETS[:4], 6, noise=0))]
+        with pytest.raises(ValueError, match=r"hardly better than one loss for all|does not fall with"):
+            fit_law(cells, draws=100)
+
+
 def minima_at(losses, budgets, *, noise=1e-3):
     """Four sizes around the best of each budget, whose least losses are `losses`."""
     cells = []

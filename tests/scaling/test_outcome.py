@@ -154,3 +154,4 @@ def test_what_is_recorded_is_read_back_with_reasons(planned, tmp_path):
     assert cells["run0"].standard_error == pytest.approx(paired_errors(found)["run0"])
     rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
     assert [row["name"] for row in rows] == list(cells)
+    assert rows[0]["standard_error"] == cells["run0"].standard_error, "the table's is the paired one too"

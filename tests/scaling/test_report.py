@@ -4,7 +4,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from scaling.bet import Prediction, settle, write_prediction
+from scaling.bet import Prediction, settle, write_prediction, write_result
 from scaling.cell import Cell, write_cells
 from scaling.interval import Interval
 from scaling.report import main, page
@@ -66,10 +66,14 @@ def named(cells):
 
 
 def test_a_page_holds_the_whole_sweep(tmp_path, capsys):
-    write_sweep(tmp_path / "sweep", named(noisy_cells([1e19, 3e19, 1e20], 4, noise=0.001)))
+    without_loss = Cell(name="without", parameters=1e9, tokens=1e10, flops=1e20)
+    cells = named(noisy_cells([1e19, 3e19, 1e20], 4, noise=0.001))
+    write_sweep(tmp_path / "sweep", [*cells, without_loss])
     assert main([str(tmp_path / "sweep")]) == 0
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert "<td>torn</td><td>it stopped at step 3 of 9</td>" in page
+    assert "<td>without</td><td>loss is nan, not a positive number</td>" in page
+    assert page.count("<td>without</td>") == 1
     assert "For a budget of" in page
     assert page.count("data:image/png;base64,") >= 2
     assert "<th>t0.5</th>" in page
@@ -122,7 +126,7 @@ def test_a_bet_stands_on_the_page_with_its_numbers(tmp_path):
     write_run(folder / "bet" / "runs" / "held", run, began=11.0)
     write_cells(folder / "bet" / "cells.jsonl", [run])
     result = settle(told, [run], {"held": 11.0})
-    (folder / "bet" / "result.json").write_text(json.dumps(vars(result)))
+    write_result(folder / "bet", result)
     found = page(folder, draws=100)
     assert "held: loss 2.3000, inside the interval" in found
     assert "the bet is won" in found
