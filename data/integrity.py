@@ -21,6 +21,9 @@ from data.tar_scan import split_name
 _COLUMNS = ("key", "grid_t", "grid_h", "grid_w", "text_tokens", *PLACE_COLUMNS)
 
 
+_QUICK_SAMPLES = 10_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardRows:
     """A shard, and what the manifest says of the samples in it."""
@@ -45,6 +48,14 @@ def check_set(manifest: Manifest, problems: Problems, *, deep: bool = False, wor
         for found in in_processes(check, _rows_by_shard(manifest), min(workers, len(manifest.shards))):
             problems.extend(found.found, found.count)
             progress.advance(f"{problems.count} problems" if problems.count else "")
+
+
+def quick_problems(manifest: Manifest) -> Problems:
+    """What is wrong with the structure of a small local set, in a second at most; nothing is told of any other."""
+    problems = Problems()
+    if manifest.supply is None and manifest.storage.is_local and len(manifest) <= _QUICK_SAMPLES:
+        check_set(manifest, problems)
+    return problems
 
 
 def _rows_by_shard(manifest: Manifest) -> Iterator[ShardRows]:

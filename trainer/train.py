@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from data.curriculum import Curriculum
+from data.integrity import quick_problems
 from data.mixture import DataSet
 from data.plan import FILE_NAME as PLAN_NAME
 from model.flops import parameter_count
@@ -64,6 +65,19 @@ def plan_lines(config: TrainConfig, shards: DataSet, plan: Curriculum, world_siz
     ]
 
 
+def structure_warnings(shards: DataSet) -> list[str]:
+    """Of small sets: what is wrong in their shards, a hostile member say, though it may concern no sample."""
+    lines = []
+    for manifest in shards.manifests:
+        found = quick_problems(manifest)
+        if found.count:
+            lines.append(
+                f"{manifest.folder}: {', '.join(found.lines(1))}; training goes on, since it reads samples by their "
+                f"place and checks each; python -m data.doctor {manifest.folder} lists all"
+            )
+    return lines
+
+
 def resume(config: TrainConfig, reader: CheckpointReader, shards: DataSet) -> Progress:
     """Progress of a checkpoint; refuses one of other settings or other shards, naming the differences."""
     state = reader.state
@@ -92,6 +106,8 @@ def run(config: TrainConfig) -> int:
     shards, plan = open_shards(config)
     manifest = shards.manifests[0]
     log.info("\n".join(plan_lines(config, shards, plan, launch.world_size)))
+    for line in structure_warnings(shards) if speaks else ():
+        log.warning(line)
     if config.dry_run:
         return 0
     reader = newest_checkpoint(config.path / "checkpoints")

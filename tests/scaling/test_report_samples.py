@@ -28,6 +28,6 @@ def test_samples_stand_side_by_side_over_compute_and_along_a_run(tmp_path):
     assert f"{PROMPT}<br>seed 7" in over
     assert over.count("data:image/png;base64,") == 3
     assert along.startswith(" d-0</h3>"), "the one that is fitted"
-    assert embedded("d-1 at 0") in along
-    assert embedded("d-1 at 9") in along
+    assert embedded("d-0 at 0") in along
+    assert embedded("d-0 at 9") in along
     assert "None written" in samples_part(cells, {}, {})

@@ -13,10 +13,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from data.manifest import Manifest
 from data.plan import PlanConfig
 from model.codec import CodecConfig, build_codec, save_codec
 from model.codec_patch import PatchCodecConfig
-from tests.trainer.run_case import MODEL, ROOT, STEPS, environment, overrides
+from tests.data.tar_faults import FAULTS, Shards
+from tests.trainer.run_case import MODEL, ROOT, STEPS, environment, overrides, write_inputs
 from trainer.checkpoint import CheckpointReader, committed_steps
 from trainer.compose import to_dataclass
 from trainer.config import TrainConfig
@@ -157,6 +159,22 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(commands, inputs, layout, 
     ]
     assert ended.others == ""
     assert tree(inputs) == before
+
+
+@pytest.mark.parametrize("name", ["bit of a header", "zeroed header", "member .pickle"])
+def test_what_is_wrong_beside_the_samples_is_told_before_training(commands, inputs, tmp_path, name):
+    """Where the file has its size, which all ranks look at."""
+    write_inputs(tmp_path)
+    first, second = sorted((tmp_path / "latents").rglob("*.tar"))[:2]
+    size = first.stat().st_size
+    keys = [key for key in Manifest.read(tmp_path / "latents").keys() if key.encode() in first.read_bytes()]
+    told = FAULTS[name](Shards(first, second, key=keys[-1], other=keys[0], main="latent.safetensors"))
+    assert first.stat().st_size == size
+    words = [*overrides(folder="told"), "dry_run=true"]
+    ended = commands.run(words, cwd=tmp_path, ranks=2).ok()
+    [line] = [line for line in ended.sentences() if "python -m data.doctor latents lists all" in line]
+    assert told.is_in(line) and "training goes on" in line
+    assert ended.others == ""
 
 
 def test_threads_are_left_to_the_launcher_unless_a_run_sets_them(inputs, monkeypatch):
