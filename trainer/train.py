@@ -65,17 +65,18 @@ def plan_lines(config: TrainConfig, shards: DataSet, plan: Curriculum, world_siz
     ]
 
 
-def structure_warnings(shards: DataSet) -> list[str]:
+def warn_of_structure(shards: DataSet) -> None:
     """Of small sets: what is wrong in their shards, a hostile member say, though it may concern no sample."""
-    lines = []
     for manifest in shards.manifests:
         found = quick_problems(manifest)
         if found.count:
-            lines.append(
-                f"{manifest.folder}: {', '.join(found.lines(1))}; training goes on, since it reads samples by their "
-                f"place and checks each; python -m data.doctor {manifest.folder} lists all"
+            log.warning(
+                "%s: %s; training goes on, since it reads samples by their place and checks each; "
+                "python -m data.doctor %s lists all",
+                manifest.folder,
+                ", ".join(found.lines(1)),
+                manifest.folder,
             )
-    return lines
 
 
 def resume(config: TrainConfig, reader: CheckpointReader, shards: DataSet) -> Progress:
@@ -106,8 +107,8 @@ def run(config: TrainConfig) -> int:
     shards, plan = open_shards(config)
     manifest = shards.manifests[0]
     log.info("\n".join(plan_lines(config, shards, plan, launch.world_size)))
-    for line in structure_warnings(shards) if speaks else ():
-        log.warning(line)
+    if speaks:
+        warn_of_structure(shards)
     if config.dry_run:
         return 0
     reader = newest_checkpoint(config.path / "checkpoints")

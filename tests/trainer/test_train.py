@@ -167,7 +167,8 @@ def test_what_is_wrong_beside_the_samples_is_told_before_training(commands, inpu
     write_inputs(tmp_path)
     first, second = sorted((tmp_path / "latents").rglob("*.tar"))[:2]
     size = first.stat().st_size
-    keys = [key for key in Manifest.read(tmp_path / "latents").keys() if key.encode() in first.read_bytes()]
+    manifest = Manifest.read(tmp_path / "latents")
+    keys = [key for key in manifest.keys() if key.encode() in first.read_bytes()]  # noqa: SIM118 - a manifest is no dict
     told = FAULTS[name](Shards(first, second, key=keys[-1], other=keys[0], main="latent.safetensors"))
     assert first.stat().st_size == size
     words = [*overrides(folder="told"), "dry_run=true"]
