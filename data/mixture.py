@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -28,8 +29,8 @@ class MixConfig:
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
-            if weight < 0:
-                raise ValueError(f"mix.weights.{name}={weight} must be 0 or more")
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"mix.weights.{name}={weight} must be 0 or more, and finite")
         if self.image_fraction is not None and not 0 <= self.image_fraction <= 1:
             raise ValueError(f"mix.image_fraction={self.image_fraction} must be between 0 and 1")
         if self.max_tokens is not None and self.max_tokens < 1:

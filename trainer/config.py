@@ -1,5 +1,6 @@
 """The root config of a training run: one dataclass a section, filled from `conf/` by Hydra."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,10 @@ class DataConfig:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
         self.read_ahead()
         for folder, weight in {str(self.folder or self.clips): self.weight, **self.others}.items():
-            if not weight > 0:
-                raise ValueError(f"data: the weight {weight} of {folder} must be above 0; leave it out instead")
+            if not 0 < weight < math.inf:
+                raise ValueError(
+                    f"data: the weight {weight} of {folder} must be above 0 and finite; leave out what should not come"
+                )
         if self.folder is not None and self.folder.rstrip("/") in {name.rstrip("/") for name in self.others}:
             raise ValueError(f"data.others names {self.folder}, which is data.folder: set data.weight instead")
         if self.position_fps is not None and not self.position_fps > 0:

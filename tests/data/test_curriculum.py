@@ -60,5 +60,7 @@ def test_any_position_goes_on_as_before(data):
 def test_what_makes_no_curriculum_is_refused(data):
     with pytest.raises(ValueError, match="needs until_step or until_tokens: when does it end"):
         StageConfig()
+    with pytest.raises(ValueError, match="mix.weights.image=inf must be 0 or more, and finite"):
+        StageConfig(until_step=1, mix=MixConfig(weights={"image": float("inf")}))
     with pytest.raises(ValueError, match="not a position of this data plan: was it saved with another curriculum"):
         curriculum(data).step(Position(stage=1), 1)

@@ -35,6 +35,13 @@ def with_section(config, section, **changes):
     return replace(config, **{section: replace(getattr(config, section), **changes)})
 
 
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_weights_of_folders_are_numbers_above_0(config, weight):
+    for changes in ({"weight": weight}, {"others": {"b/latents": weight}}):
+        with pytest.raises(ValueError, match=rf"the weight {weight} of .*latents must be above 0 and finite"):
+            with_section(config, "data", **changes)
+
+
 def test_only_the_training_split_is_trained_on(config):
     shards, plan = open_shards(config)
     packs, _ = plan.step(Position(), plan.plans[0].packs_in_epoch())
