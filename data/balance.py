@@ -5,6 +5,7 @@ samples, rank after rank, is the same for any number of ranks.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,12 @@ class PackCost:
     text: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.linear, self.quadratic, self.text) < 0 or self.linear + self.quadratic == 0:
-            raise ValueError(f"a pack's cost needs coefficients of 0 or more, not all 0: {self}")
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"a pack's cost needs finite coefficients of 0 or more, not {name}={value}")
+        if self.linear + self.quadratic == 0:
+            raise ValueError(f"a pack's cost needs coefficients above 0, linear or quadratic or both, not {self}")
 
     @classmethod
     def read(cls, path: str | Path) -> "PackCost":

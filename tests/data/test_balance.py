@@ -50,8 +50,18 @@ def test_imbalance_is_the_worst_over_the_mean():
 def test_cost_is_linear_in_tokens_and_in_their_squares():
     cost = PackCost(linear=2.0, quadratic=0.5, text=3.0)
     assert cost.of_samples(np.array([4, 6]), np.array([1, 2])).tolist() == [2 * 4 + 0.5 * 16 + 3, 2 * 6 + 0.5 * 36 + 6]
-    with pytest.raises(ValueError, match="0 or more, not all 0"):
-        PackCost(linear=0.0)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["linear", "quadratic", "text"])
+def test_coefficients_are_finite(name, value):
+    with pytest.raises(ValueError, match=rf"finite coefficients of 0 or more, not {name}={value}"):
+        PackCost(**{name: value})
+
+
+def test_a_pack_costs_something():
+    with pytest.raises(ValueError, match="coefficients above 0, linear or quadratic or both, not .*linear=0"):
+        PackCost(linear=0.0, text=1.0)
 
 
 def test_costs_of_large_models_are_no_int32():
@@ -64,6 +74,9 @@ def test_cost_is_read_from_a_file(tmp_path):
     path = tmp_path / "cost.json"
     path.write_text('{"linear": 1, "quadratic": 2e-5, "text": 0, "r2": 0.99}')
     assert PackCost.read(path) == PackCost(linear=1.0, quadratic=2e-5, text=0.0)
+    path.write_text('{"linear": 1, "quadratic": NaN, "text": 0}')
+    with pytest.raises(ValueError, match=r"cost.json cannot be read .* not quadratic=nan"):
+        PackCost.read(path)
     path.write_text('{"linear": 1}')
     with pytest.raises(ValueError, match=r"data.cost=.*cost.json cannot be read .*: make it with trainer.pack_cost"):
         PackCost.read(path)
