@@ -153,7 +153,7 @@ def _refuse_latents(storage: Storage) -> None:
 def _settings(given: argparse.Namespace) -> PackSettings:
     linear, quadratic, text = given.cost
     values: dict[str, Any] = {field.name: getattr(given, field.name) for field in fields(PackSettings)}
-    values["packs_per_step"] = given.packs_per_step or given.ranks
+    values["packs_per_step"] = given.ranks if given.packs_per_step is None else given.packs_per_step
     return PackSettings(**values | {"cost": PackCost(linear=linear, quadratic=quadratic, text=text)})
 
 

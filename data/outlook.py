@@ -30,7 +30,8 @@ class PackSettings:
     """Planned to foretell an epoch; a longer one is estimated from them."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_pack", "packs_per_step", "ranks", "window", "most_steps"):
+        # Ranks first: without a number of packs there is one for each of them.
+        for name in ("tokens_per_pack", "ranks", "packs_per_step", "window", "most_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
         if self.packs_per_step % self.ranks:
@@ -64,6 +65,11 @@ class Outlook:
             lines.append(
                 f"balance  the busiest of {settings.ranks} ranks does {self.imbalance_mean:.4f} times the mean work "
                 f"({self.imbalance_max:.4f} in the worst step)"
+            )
+        elif self.steps < 1:
+            lines.append(
+                f"balance  no whole step is in an epoch: it has {about}{self.packs:,.0f} packs, and a step takes "
+                f"{settings.packs_per_step} (--packs-per-step)"
             )
         return lines
 

@@ -97,6 +97,8 @@ def test_clips_at_their_own_rate_and_cropped_to_squares(tmp_path, capsys):
     ("flags", "message"),
     [
         (["--ranks", "3", "--packs-per-step", "4"], "--packs-per-step 4 must be a multiple of --ranks 3: take 6"),
+        (["--packs-per-step", "0"], "--packs-per-step 0 must be at least 1"),
+        (["--ranks", "0"], "--ranks 0 must be at least 1"),
         (["--workers", "0"], "--workers 0 must be at least 1"),
         (["--cost", "0,0,0"], "a pack's cost needs coefficients above 0"),
         (["--cost", "1,nan,0"], "a pack's cost needs finite coefficients of 0 or more, not quadratic=nan"),

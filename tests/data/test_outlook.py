@@ -39,6 +39,18 @@ def test_a_long_epoch_is_estimated_from_its_beginning(manifest):
     assert estimate.lines(settings())[0].startswith("epoch    about ")
 
 
+def test_an_epoch_shorter_than_a_step_has_no_balance(manifest):
+    packs = PackPlan(DataSet.of(manifest), seed=0, tokens_per_pack=100, window=25).packs_in_epoch()
+    for more, line in (
+        (0, "balance  the busiest of 1 ranks "),
+        (1, f"balance  no whole step is in an epoch: it has {packs} "),
+    ):
+        given = settings(packs_per_step=packs + more)
+        assert foretell(manifest, given).lines(given)[-1].startswith(line)
+    given = settings(packs_per_step=packs + 1)
+    assert f"and a step takes {packs + 1} (--packs-per-step)" in foretell(manifest, given).lines(given)[-1]
+
+
 def test_samples_that_no_pack_holds_are_named_and_left_out(manifest):
     large = too_large(manifest, 50)
     [(name, (count, key, tokens))] = large.items()
@@ -77,6 +89,7 @@ def test_buckets_seen_too_seldom_starve(manifest):
     ("changes", "message"),
     [
         ({"tokens_per_pack": 0}, "--tokens-per-pack 0 must be at least 1"),
+        ({"packs_per_step": 0}, "--packs-per-step 0 must be at least 1"),
         ({"packs_per_step": 6, "ranks": 4}, "--packs-per-step 6 must be a multiple of --ranks 4: take 8"),
     ],
 )
