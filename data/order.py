@@ -53,9 +53,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def check_sheet(option: str, sheet: Path) -> None:
+    """ValueError where no sheet can be written to `sheet`, which came by `option`."""
+    if sheet.suffix.lower() != ".png":
+        raise ValueError(f"{option} {sheet} must end in .png: a sheet is a PNG")
+    if not sheet.absolute().parent.is_dir():
+        raise ValueError(f"{option} {sheet}: there is no such folder to write it into; make {sheet.absolute().parent}")
+    if sheet.is_dir():
+        raise ValueError(f"{option} {sheet} is a folder: give the name of a file")
+
+
 @command("stopped")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    if options.decode is not None:
+        check_sheet("--decode", options.decode)
     shards, config, packs, _ = step_of_run(options.run, options.step)
     for line in lines(shards, config, packs, options.ranks):
         print(line)

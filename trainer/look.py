@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from data.loader import Sample
+from data.order import check_sheet
 from data.plan import step_of_run
 from data.sample_reader import SampleReader
 from model.codec import codec_identity, load_codec
@@ -27,8 +28,7 @@ MOST_SAMPLES = 48
 
 def look(run_folder: Path, step: int, sheet: Path, *, codec_folder: Path | None = None) -> list[str]:
     """Write the sheet; returns the keys of the samples on it, the first of the step."""
-    if not sheet.absolute().parent.is_dir():
-        raise ValueError(f"--sheet {sheet}: there is no such folder to write it into")
+    check_sheet("--sheet", sheet)
     shards, _, packs, _ = step_of_run(run_folder, step)
     config = to_dataclass(TrainConfig, yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8")))
     shards, codec_folder = supplied(config, shards), codec_folder or Path(config.data.codec)

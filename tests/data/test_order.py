@@ -52,6 +52,25 @@ def test_mistakes_are_one_sentence(run, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("sheet", "message"),
+    [
+        ("nowhere/sheet.png", "nowhere/sheet.png: there is no such folder to write it into; make "),
+        ("sheet.jpg", "sheet.jpg must end in .png: a sheet is a PNG"),
+        ("sheet", "sheet must end in .png: a sheet is a PNG"),
+        ("folder.png", "folder.png is a folder: give the name of a file"),
+    ],
+)
+def test_a_sheet_that_cannot_be_written_is_told_before_the_step_is(run, tmp_path, capsys, sheet, message):
+    (tmp_path / "folder.png").mkdir()
+    assert main([str(run), "--step", "1", "--decode", str(tmp_path / sheet)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    [line] = said.err.splitlines()
+    assert line.startswith(f"error: --decode {tmp_path}")
+    assert message in line
+
+
 def test_a_folder_that_is_no_run_is_told(tmp_path, capsys):
     assert main([str(tmp_path), "--step", "1"]) == 2
     assert "has no data_plan.json: is it the folder of a training run" in capsys.readouterr().err

@@ -22,3 +22,5 @@ def test_a_step_of_a_run_is_decoded_into_a_sheet(commands, inputs, monkeypatch, 
     assert all(f"  {key}  " in capsys.readouterr().out for key in keys[:1])
     with pytest.raises(ValueError, match="nowhere/sheet.png: there is no such folder"):
         look(run, 2, inputs / "nowhere" / "sheet.png")
+    with pytest.raises(ValueError, match="--sheet .*sheet.jpg must end in .png"):
+        look(run, 2, inputs / "sheet.jpg")
