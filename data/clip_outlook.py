@@ -7,9 +7,11 @@ from pathlib import Path
 
 from data.clips import INDEX_NAME, Clip, ClipSource, clip_shards, count_clips, read_clips, windows_of
 from data.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DecodeError
-from data.ingest_plan import key_of
+from data.ingest_media import Unusable, check_local
+from data.ingest_plan import IngestConfig, MediaFile, Problem, key_of, make_plan
 from data.latents import bucket_of
 from data.lattice import ClipConfig
+from data.listing import Columns, extension_of, read_listing
 from data.manifest import BucketSize
 from data.report import ClipReport
 
@@ -42,8 +44,10 @@ class ClipFolder:
 
     folder: Path
     shards: tuple[Path, ...]
-    media: tuple[Path, ...]
-    """Videos and images outside of tars; looked at only where there are no shards."""
+    media: tuple[MediaFile, ...]
+    """Videos and images outside of tars, as `data.ingest` finds them; looked for only where there are no shards."""
+    problems: tuple[Problem, ...]
+    """What `data.ingest` drops of them before it opens any: no caption, say."""
     others: Counter[str]
     """Extensions of files that are neither, and how many."""
 
@@ -52,22 +56,20 @@ class ClipFolder:
         """A folder, or a single video or image. ValueError where there is nothing to look at."""
         if not path.exists():
             raise ValueError(f"{path} is not there: give a folder of clip shards, of media or of latent shards")
-        if path.is_file() and _extension(path) not in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS:
-            raise ValueError(f"{path} is no video or image ({', '.join(VIDEO_EXTENSIONS + IMAGE_EXTENSIONS)})")
-        if path.is_dir() and ((path / INDEX_NAME).is_file() or any(path.glob("*.tar"))):
-            return cls(folder=path, shards=tuple(clip_shards(path)), media=(), others=Counter())
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        media = tuple(file for file in files if _extension(file) in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS)
-        if not media:
-            raise ValueError(
-                f"{path} holds no manifest, no shards (*.tar) and no videos or images: is it the right folder?"
-            )
-        others = Counter(_extension(file) for file in files if file not in set(media))
-        return cls(folder=path, shards=(), media=media, others=others)
+        if not path.is_dir():
+            return cls(folder=path, shards=(), media=(_single(path),), problems=(), others=Counter())
+        if (path / INDEX_NAME).is_file() or any(path.glob("*.tar")):
+            return cls(folder=path, shards=tuple(clip_shards(path)), media=(), problems=(), others=Counter())
+        try:
+            plan = make_plan(read_listing(path, Columns()), IngestConfig())
+        except ValueError as error:
+            raise ValueError(f"no manifest, no shards (*.tar), and {error}") from error
+        media = tuple(file for part in plan.parts for file in part.files)
+        return cls(folder=path, shards=(), media=media, problems=tuple(plan.problems), others=plan.ignored)
 
     def __len__(self) -> int:
         """Clips there are, as far as that is known; 0 where it is not."""
-        return len(self.media) or count_clips(self.folder) or 0
+        return len(self.media) + len(self.problems) or count_clips(self.folder) or 0
 
     def fates(self, config: ClipConfig, report: ClipReport) -> Iterator[Fate]:
         """What every clip becomes. What is dropped is in the report."""
@@ -89,17 +91,27 @@ class ClipFolder:
             )
 
     def _media_clips(self, config: ClipConfig, report: ClipReport) -> Iterator[Clip]:
-        for path in self.media:
-            name = str(path.relative_to(self.folder)) if path != self.folder else path.name
-            key = key_of(name)
+        for problem in self.problems:
+            report.skip(shard=problem.path, key=key_of(problem.path), reason=problem.reason)
+        for file in self.media:
             try:
-                meta = {"captions": {}, "source": name}
-                source = ClipSource(key=key, media=path.read_bytes(), extension=_extension(path), meta=meta)
-                yield from windows_of(source, shard=name, config=config, report=report)
-            except DecodeError as error:
-                report.skip(shard=name, key=key, reason=str(error))
+                check_local(Path(file.location))
+                media, meta = Path(file.location).read_bytes(), {"captions": {}, "source": file.path}
+                source = ClipSource(key=file.key, media=media, extension=file.extension, meta=meta)
+                yield from windows_of(source, shard=file.path, config=config, report=report)
+            except (Unusable, DecodeError) as error:
+                report.skip(shard=file.path, key=file.key, reason=str(error))
             except OSError as error:
-                report.skip(shard=name, key=key, reason=f"cannot be read: {error.strerror}")
+                report.skip(shard=file.path, key=file.key, reason=f"unreadable file: {error.strerror}")
+
+
+def _single(path: Path) -> MediaFile:
+    """A video or image by itself: nothing is asked of a caption. ValueError where it is something else."""
+    if extension_of(path.name) not in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS:
+        raise ValueError(f"{path} is no video or image ({', '.join(VIDEO_EXTENSIONS + IMAGE_EXTENSIONS)})")
+    return MediaFile(
+        key=key_of(path.name), path=path.name, location=str(path), extension=extension_of(path.name), rows=()
+    )
 
 
 def bucket_sizes(fates: list[Fate]) -> dict[str, BucketSize]:
@@ -116,7 +128,3 @@ def bucket_sizes(fates: list[Fate]) -> dict[str, BucketSize]:
         )
         for name, some in sorted(buckets.items())
     }
-
-
-def _extension(path: Path) -> str:
-    return path.suffix.removeprefix(".").lower()

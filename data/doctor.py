@@ -26,7 +26,7 @@ from data.outlook import Distribution, Outlook, PackSettings, foretell, foretell
 from data.pack import too_large
 from data.processes import default_workers
 from data.progress import Progress
-from data.report import ClipReport, Problems
+from data.report import ClipReport, Problems, printable
 from data.rows import MEMBERS
 from data.split import SPLITS
 from data.storage import Storage
@@ -132,9 +132,7 @@ def _fate_lines(folder: ClipFolder, fates: Sequence[Fate], report: ClipReport, s
         reasons = ", ".join(f"{reason} ({count})" for reason, count in sorted(report.reasons().items()))
         lines.append(f"reasons  {reasons}")
     for extension, count in sorted(folder.others.items()):
-        lines.append(
-            f"note     {count} files {'.' + extension if extension else 'without extension'} are not looked at"
-        )
+        lines.append(f"note     {count} files {printable(extension)} are not looked at")
     if folder.shards and not (folder.folder / INDEX_NAME).is_file():
         lines.append(f"note     no {INDEX_NAME} beside the shards: damage that can be decoded is not noticed")
     return lines

@@ -84,18 +84,7 @@ def _at_hand(file: MediaFile, scratch: Path) -> Iterator[Path]:
     """The file on a local disk; Unusable where it is missing, unreadable or cannot be fetched."""
     if not is_url(file.location):
         path = Path(file.location)
-        try:
-            state = path.stat()
-            if not S_ISREG(state.st_mode):
-                raise Unusable("unreadable file: it is no plain file")
-            if not state.st_size:
-                raise Unusable("empty file")
-            with open(path, "rb"):
-                pass
-        except FileNotFoundError as error:
-            raise Unusable("missing file") from error
-        except OSError as error:
-            raise Unusable(f"unreadable file: {error.strerror}") from error
+        check_local(path)
         yield path
         return
     path = scratch / f"fetched.{file.extension}"
@@ -104,6 +93,22 @@ def _at_hand(file: MediaFile, scratch: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def check_local(path: Path) -> None:
+    """Unusable where the file is missing (a link to nothing, too), empty, or cannot be read."""
+    try:
+        state = path.stat()
+        if not S_ISREG(state.st_mode):
+            raise Unusable("unreadable file: it is no plain file")
+        if not state.st_size:
+            raise Unusable("empty file")
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError as error:
+        raise Unusable("missing file") from error
+    except OSError as error:
+        raise Unusable(f"unreadable file: {error.strerror}") from error
 
 
 def _fetch(url: str, path: Path) -> None:
