@@ -91,7 +91,7 @@ class DataConfig:
                 )
         if self.folder is not None and self.folder.rstrip("/") in {name.rstrip("/") for name in self.others}:
             raise ValueError(f"data.others names {self.folder}, which is data.folder: set data.weight instead")
-        if self.position_fps is not None and not self.position_fps > 0:
+        if self.position_fps is not None and not 0 < self.position_fps < math.inf:
             raise ValueError(f"data.position_fps={self.position_fps} must be above 0, or null to count frames")
 
     def read_ahead(self) -> ReadAhead:
