@@ -65,17 +65,16 @@ def plan_lines(config: TrainConfig, shards: DataSet, plan: Curriculum, world_siz
     ]
 
 
-def warn_of_structure(shards: DataSet) -> None:
-    """Of small sets: what is wrong in their shards, a hostile member say, though it may concern no sample."""
-    for manifest in shards.manifests:
+def say_plan(config: TrainConfig, shards: DataSet, plan: Curriculum, launch: Launch) -> None:
+    """And what is wrong in the shards of small sets, a hostile member say, though it may concern no sample."""
+    log.info("\n".join(plan_lines(config, shards, plan, launch.world_size)))
+    for manifest in shards.manifests if launch.rank == 0 else ():
         found = quick_problems(manifest)
         if found.count:
             log.warning(
                 "%s: %s; training goes on, since it reads samples by their place and checks each; "
                 "python -m data.doctor %s lists all",
-                manifest.folder,
-                ", ".join(found.lines(1)),
-                manifest.folder,
+                *(manifest.folder, ", ".join(found.lines(1)), manifest.folder),
             )
 
 
@@ -106,9 +105,7 @@ def run(config: TrainConfig) -> int:
     config = with_plan(config)
     shards, plan = open_shards(config)
     manifest = shards.manifests[0]
-    log.info("\n".join(plan_lines(config, shards, plan, launch.world_size)))
-    if speaks:
-        warn_of_structure(shards)
+    say_plan(config, shards, plan, launch)
     if config.dry_run:
         return 0
     reader = newest_checkpoint(config.path / "checkpoints")
