@@ -140,7 +140,7 @@ class Sweep:
         at_work = {one.planned.name: queue[one.folder] for one in unfinished if one.folder in queue}
         at_work |= dict.fromkeys(here, "running")
         return Survey(
-            outcomes=[_explained(one, attempts, at_work.get(one.planned.name, "")) for one in outcomes],
+            outcomes=[explained(one, attempts, at_work.get(one.planned.name, "")) for one in outcomes],
             todo=[one for one in unfinished if one.folder not in queue and one.planned.name not in settled],
             at_work=at_work,
             given_up=given_up,
@@ -157,14 +157,15 @@ def _is_settled(one: Outcome) -> bool:
     return one.is_done or one.is_left_out
 
 
-def _explained(one: Outcome, attempts: Attempts, doing: str) -> Outcome:
+def explained(one: Outcome, attempts: Attempts, doing: str) -> Outcome:
     """With the reason of its last attempt, where it came to no end."""
     if _is_settled(one):
         return one
     said = [one.cell.broken, f"now {doing}"] if doing else [one.cell.broken]
     if not doing and (tries := attempts.of(one.planned)):
         why = attempts.gives_up(one.planned) or f"{tries[-1].kind}, {tries[-1].why}"
-        said = [why] if one.cell.broken in why else [one.cell.broken, why]
+        # Both have the run's last words.
+        said = [why] if one.cell.broken in why else [one.cell.broken.removesuffix(f": {tries[-1].why}"), why]
     return replace(one, cell=replace(one.cell, broken="; ".join(said)))
 
 

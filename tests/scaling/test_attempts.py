@@ -7,6 +7,7 @@ import pytest
 
 from scaling.attempts import FILE_NAME, Attempts, judged, refusal_in
 from scaling.outcome import outcome_of
+from scaling.sweep import explained
 from tests.scaling.sweep_case import cell
 from tests.scaling.test_outcome import write_run
 
@@ -45,6 +46,16 @@ def test_one_that_diverged_is_left_alone_until_its_settings_change(planned, tmp_
     assert "it diverged (step 3: not finite)" in attempts(tmp_path, retries=9).gives_up(planned)
     slower = replace(planned, words=(*planned.words, "schedule.lr=1e-5"))
     assert not attempts(tmp_path).gives_up(slower)
+
+
+def test_the_last_words_of_a_run_that_diverged_are_said_once(planned, tmp_path):
+    told = attempts(tmp_path)
+    told.add(planned, "diverged", why="step 3: not finite", code="2")
+    found = outcome_of(planned, tmp_path / "none", most_gap_growth=0.02)
+    found = replace(found, cell=replace(found.cell, broken="it stopped at step 3 of 9: step 3: not finite"))
+    assert explained(found, told, "").cell.broken == (
+        "it stopped at step 3 of 9; it diverged (step 3: not finite) and would do so again with the same settings"
+    )
 
 
 def test_a_torn_last_line_is_no_attempt_and_the_next_begins_a_line_of_its_own(planned, tmp_path):
