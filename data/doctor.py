@@ -9,6 +9,7 @@ well; 1: something is damaged, dropped or can never be trained on; 2: a mistake 
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -131,8 +132,10 @@ def _fate_lines(folder: ClipFolder, fates: Sequence[Fate], report: ClipReport, s
     if report.skipped:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in sorted(report.reasons().items()))
         lines.append(f"reasons  {reasons}")
-    for extension, count in sorted(folder.others.items()):
-        lines.append(f"note     {count} files {printable(extension)} are not looked at")
+    others = Counter[str]()
+    for extension, count in folder.others.items():
+        others[printable(extension) if extension.startswith(".") else "without extension"] += count
+    lines += [f"note     {count} files {extension} are not looked at" for extension, count in sorted(others.items())]
     if folder.shards and not (folder.folder / INDEX_NAME).is_file():
         lines.append(f"note     no {INDEX_NAME} beside the shards: damage that can be decoded is not noticed")
     return lines

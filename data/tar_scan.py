@@ -17,6 +17,7 @@ _FOLDER = "folder"
 _KINDS = {b"1": "hard link", b"2": "symbolic link", b"3": "device", b"4": "device", b"5": _FOLDER, b"6": "pipe"}
 _LARGEST_HEADER = 1 << 20
 """Bytes of an extended header; longer ones are no names."""
+_SIZE_DIGITS = 20
 _PAX_RECORD = re.compile(rb"(\d{1,8}) ([^=]+)=")
 
 
@@ -149,8 +150,8 @@ class TarScan:
 
     def _pax_size(self, pax: dict[str, str], size: int, start: int) -> int:
         said = pax.get("size", str(size))
-        if not said.isascii() or not said.isdigit():
-            raise TarDamage(f"broken header at byte {start}, after {self._last}: size {said!r}")
+        if not said.isascii() or not said.isdigit() or len(said) > _SIZE_DIGITS:
+            raise TarDamage(f"broken header at byte {start}, after {self._last}: size {said[: 2 * _SIZE_DIGITS]!r}")
         return int(said)
 
     def _check_end(self, start: int) -> None:

@@ -253,7 +253,7 @@ def require_of_prediction(told: Prediction, folder: Path, times: float | None, s
     largest = told.flops / told.times_largest
     if times is not None and float(f"{times * largest:.3g}") != told.budget:
         asked = f"--times {times:g}"
-    elif seeds is not None and seeds != told.seeds:
+    elif seeds is not None and sorted(seeds) != sorted(told.seeds):
         asked = f"--seeds {' '.join(map(str, seeds))}"
     else:
         return
@@ -307,7 +307,7 @@ def main() -> None:
     """Command line; exit code 1 where the bet is lost or open."""
     given = _parser().parse_intermixed_args()
     if given.times is not None and not 1 < given.times < math.inf:
-        raise ValueError(f"--times {given.times:g} must be above 1")
+        raise ValueError(f"--times {given.times:g} must be above 1, and finite")
     if given.bootstraps < 100:
         raise ValueError(f"--bootstraps {given.bootstraps} must be at least 100")
     with configs():

@@ -74,22 +74,36 @@ def sound_and_broken(cells: Iterable[Cell]) -> tuple[list[Cell], list[Cell]]:
         (broken if cell.broken else sound).append(cell)
     worse: dict[str, str] = {}
     for place in places(sound):
-        variants: dict[tuple[str, str], list[Cell]] = {}
-        for cell in place:
-            variants.setdefault((cell.variant, cell.name if cell.seed is None else ""), []).append(cell)
-        best = min(variants.values(), key=mean_loss)
+        variants, again = _variants(place)
+        worse |= again
+        best = min(variants, key=mean_loss)
         whose = f"{best[0].name} is of the same size and FLOPs and has the lower " + (
             f"loss ({best[0].loss:.4g})"
             if len(best) == 1
             else f"mean loss of {len(best)} seeds ({mean_loss(best):.4g})"
         )
-        worse |= {cell.name: whose for variant in variants.values() if variant is not best for cell in variant}
-        first: dict[int | None, str] = {}
-        for cell in best:
-            if (other := first.setdefault(cell.seed, cell.name)) != cell.name:
-                worse[cell.name] = f"{other} is of the same size, FLOPs and seed ({cell.seed}), so it is that run again"
+        worse |= {cell.name: whose for variant in variants if variant is not best for cell in variant}
     broken += [replace(cell, broken=worse[cell.name]) for cell in sound if cell.name in worse]
     return [cell for cell in sound if cell.name not in worse], broken
+
+
+def _variants(place: Sequence[Cell]) -> tuple[list[list[Cell]], dict[str, str]]:
+    """Runs of one size and budget by what tells them apart, a seed in each once; and runs given again, with why.
+
+    A seed that comes twice with another loss is of a run that differs in something, whatever that was.
+    """
+    variants: dict[tuple[str, str, int], list[Cell]] = {}
+    again: dict[str, str] = {}
+    for cell in place:
+        alike = [other for of_one in variants.values() for other in of_one if other.variant == cell.variant]
+        before = [other for other in alike if other.seed is not None and other.seed == cell.seed]
+        same = next((other for other in before if (other.flops, other.loss) == (cell.flops, cell.loss)), None)
+        if same is not None:
+            again[cell.name] = f"{same.name} is that run: it has the same size, FLOPs, seed ({cell.seed}) and loss"
+            continue
+        name = cell.name if cell.seed is None else ""
+        variants.setdefault((cell.variant, name, len(before)), []).append(cell)
+    return list(variants.values()), again
 
 
 def places(cells: Iterable[Cell]) -> list[list[Cell]]:

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from data.curriculum import Curriculum
-from data.integrity import quick_problems
+from data.integrity import QUICK_SAMPLES, quick_problems
 from data.mixture import DataSet
 from data.plan import FILE_NAME as PLAN_NAME
 from model.flops import parameter_count
@@ -65,15 +65,15 @@ def plan_lines(config: TrainConfig, shards: DataSet, plan: Curriculum, world_siz
     ]
 
 
-def say_plan(config: TrainConfig, shards: DataSet, plan: Curriculum, launch: Launch) -> None:
-    """And what is wrong in the shards of small sets, a hostile member say, though it may concern no sample."""
-    log.info("\n".join(plan_lines(config, shards, plan, launch.world_size)))
-    for manifest in shards.manifests if launch.rank == 0 else ():
+def say_plan(config: TrainConfig, shards: DataSet, plan: Curriculum, world_size: int) -> None:
+    """The plan, and what is wrong in the shards of small sets: a hostile member, say, though it concerns no sample."""
+    log.info("\n".join(plan_lines(config, shards, plan, world_size)))
+    looks = log.isEnabledFor(logging.WARNING) and len(shards) <= QUICK_SAMPLES
+    for manifest in shards.manifests if looks else ():
         found = quick_problems(manifest)
         if found.count:
             log.warning(
-                "%s: %s; training goes on, since it reads samples by their place and checks each; "
-                "python -m data.doctor %s lists all",
+                "%s: %s; samples are read by their place and each is checked; python -m data.doctor %s lists all",
                 *(manifest.folder, ", ".join(found.lines(1)), manifest.folder),
             )
 
@@ -105,7 +105,7 @@ def run(config: TrainConfig) -> int:
     config = with_plan(config)
     shards, plan = open_shards(config)
     manifest = shards.manifests[0]
-    say_plan(config, shards, plan, launch)
+    say_plan(config, shards, plan, launch.world_size)
     if config.dry_run:
         return 0
     reader = newest_checkpoint(config.path / "checkpoints")

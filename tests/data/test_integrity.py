@@ -2,10 +2,11 @@ import shutil
 from pathlib import Path
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 
-from data.integrity import check_set
-from data.manifest import NULL_TEXT_NAME, Manifest
+from data.integrity import check_set, quick_problems
+from data.manifest import FILE_NAME, NULL_TEXT_NAME, Manifest
 from data.report import Problems
 from tests.data.latent_set import sample, write_latents
 from tests.data.tar_faults import overwrite, parts, rebuild
@@ -41,6 +42,24 @@ def shard_of(folder, number):
 def test_a_whole_set_has_no_problem(folder, deep):
     assert checked(folder, deep=deep) == []
     assert checked(folder, deep=deep, workers=2) == []
+
+
+def test_a_quick_look_is_at_small_local_sets_and_never_raises(folder, monkeypatch):
+    """A column that training does not read is damaged: a run that could go on must not end for it."""
+    assert not quick_problems(Manifest.read(folder)).count
+    path = folder / FILE_NAME
+    columns = pq.ParquetFile(path).metadata.row_group(0)
+    [column] = [
+        columns.column(n) for n in range(columns.num_columns) if columns.column(n).path_in_schema == "text_tokens"
+    ]
+    overwrite(path, column.data_page_offset, bytes(column.total_compressed_size))
+    with pytest.raises(ValueError, match="manifest"):
+        checked(folder)
+    [line] = quick_problems(Manifest.read(folder)).lines(9)
+    assert "manifest.parquet" in line and "could not be looked through" in line
+    assert not quick_problems(Manifest.read(f"file://{folder}")).count
+    monkeypatch.setattr("data.integrity.QUICK_SAMPLES", 11)
+    assert not quick_problems(Manifest.read(folder)).count
 
 
 def test_missing_and_cut_shards_are_told_with_a_key(folder):

@@ -92,7 +92,8 @@ def test_a_text_does_not_depend_on_its_neighbours_or_its_spaces(minilm: TextEnco
     together = minilm.encode(TEXTS, batch_size=2)
     for text, embedding in zip(TEXTS, together, strict=True):
         torch.testing.assert_close(embedding, minilm.encode([text])[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(together[0], together[3], atol=1e-6, rtol=1e-6)
+    # Alone: rows of one batch may be summed in another order.
+    assert torch.equal(minilm.encode([TEXTS[0]])[0], minilm.encode([TEXTS[3]])[0])
     torch.testing.assert_close(minilm.null_embedding(), together[1], atol=1e-5, rtol=1e-5)
     assert minilm.encode([]) == []
 

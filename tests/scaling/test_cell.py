@@ -116,7 +116,22 @@ def test_a_run_given_twice_under_two_names_counts_once():
     sound, broken = sound_and_broken([first, second, replace(second, name="again")])
     assert sound == [first, second]
     assert [cell.name for cell in broken] == ["again"]
-    assert broken[0].broken == "-s1 is of the same size, FLOPs and seed (1), so it is that run again"
+    assert broken[0].broken == "-s1 is that run: it has the same size, FLOPs, seed (1) and loss"
+
+
+def test_a_run_given_twice_has_one_voice_in_the_mean():
+    first, second = seeds_of("lr x1", [0.50, 0.60])  # 0.548 in the mean, 0.531 with the first one twice
+    other = seeds_of("lr x2", [0.54, 0.54])
+    sound, broken = sound_and_broken([first, replace(first, name="again"), second, *other])
+    assert sound == other
+    assert {cell.name for cell in broken} == {first.name, "again", second.name}
+
+
+def test_a_seed_that_ends_elsewhere_is_of_another_run():
+    here, there = seeds_of("", [0.50, 0.51]), seeds_of("", [0.60, 0.61])
+    sound, broken = sound_and_broken([*here, *(replace(cell, name=f"there{cell.name}") for cell in there)])
+    assert sound == here
+    assert broken[0].broken == "-s0 is of the same size and FLOPs and has the lower mean loss of 2 seeds (0.505)"
 
 
 def test_seeds_share_a_place_although_their_packs_differ():

@@ -174,7 +174,7 @@ def test_what_is_wrong_beside_the_samples_is_told_before_training(commands, inpu
     words = [*overrides(folder="told"), "dry_run=true"]
     ended = commands.run(words, cwd=tmp_path, ranks=2).ok()
     [line] = [line for line in ended.sentences() if "python -m data.doctor latents lists all" in line]
-    assert told.is_in(line) and "training goes on" in line
+    assert told.is_in(line)
     assert ended.others == ""
 
 
