@@ -102,7 +102,10 @@ def require_same(looks: dict[str, dict[str, list[float]]]) -> None:
 
 
 def turns(running: list[Contender], folder: Path, effort: Effort) -> dict[str, list[float]]:
-    """Values per second of each contender in each round; their order changes."""
+    """Values per second of each contender in each round; their order changes. The first round only warms up.
+
+    In it memory is touched for the first time, which on virtual machines can take a second for each GiB.
+    """
     looks = {}
     for one in running:
         one.ask("open", folder=str(folder))
@@ -110,10 +113,11 @@ def turns(running: list[Contender], folder: Path, effort: Effort) -> dict[str, l
             looks[one.name] = one.ask("look", samples=LOOKED_AT)
     require_same(looks)
     rates: dict[str, list[float]] = {one.name: [] for one in running}
-    for number in range(effort.rounds):
+    for number in range(1 + effort.rounds):
         for one in random.Random(number).sample(running, len(running)):
             pulled = one.ask("pull", skip=0 if one.name == RAW else READY_SAMPLES, seconds=effort.seconds)
-            rates[one.name].append(pulled["values"] / pulled["seconds"])
+            if number:
+                rates[one.name].append(pulled["values"] / pulled["seconds"])
     for one in running:
         one.ask("close")
     return rates
@@ -196,7 +200,7 @@ def print_reading(names: list[str], effort: Effort) -> None:
     for_peers = any(str(PEERS) in CONTENDERS[name] for name in names)
     print(
         f"Reading: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, files in the page cache; median of "
-        f"{effort.rounds} rounds, ratios within rounds (quartiles)"
+        f"{effort.rounds} rounds after one that warms up, ratios within rounds (quartiles)"
     )
     with tempfile.TemporaryDirectory(prefix="tessera-bench-") as temporary:
         scratch = Path(temporary)
