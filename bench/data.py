@@ -10,24 +10,31 @@ that conversion, which is the model's and not the reader's.
 """
 
 import argparse
+import sys
 
 from bench.planning import ROWS, print_scores, print_times
 from bench.reading import CONTENDERS, Effort, print_reading
 from bench.sampling import Setting
+from data.command import command
 
 
-def main() -> None:
+@command("stopped; what was printed stands")
+def main() -> int:
+    """Parse arguments and measure."""
     parser = argparse.ArgumentParser(description="Our data plane beside others.")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--planning", action="store_true", help="only the part that reads nothing")
     part.add_argument("--reading", action="store_true", help="only the part that reads")
     parser.add_argument("--steps", type=int, default=20, help="planned steps")
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS), help="samples of the planned sets")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each loader")
+    parser.add_argument("--rounds", type=int, default=5, help="measured turns of each loader, after one that warms up")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="loaders whose name has one of these, beside ours")
     arguments = parser.parse_args()
-    if arguments.steps < 1 or arguments.rounds < 2:
-        parser.error("at least 1 step is planned, and at least 2 rounds are measured")
+    if arguments.steps < 1 or arguments.rounds < 2 or min(arguments.rows) < 1:
+        parser.error("at least 1 step of at least 1 row is planned, and at least 2 rounds are measured")
+    for word in arguments.only or []:
+        if not any(word in name for name in CONTENDERS):
+            parser.error(f"--only {word} is in the name of no loader: they are {'; '.join(CONTENDERS)}")
     words = ["read()", "Tessera", *(arguments.only or [""])]
     names = [name for name in CONTENDERS if any(word in name for word in words)]
     if not arguments.reading:
@@ -35,7 +42,8 @@ def main() -> None:
         print_times(Setting(steps=arguments.steps), tuple(arguments.rows))
     if not arguments.planning:
         print_reading(names, Effort(rounds=arguments.rounds))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -102,10 +102,7 @@ def require_same(looks: dict[str, dict[str, list[float]]]) -> None:
 
 
 def turns(running: list[Contender], folder: Path, effort: Effort) -> dict[str, list[float]]:
-    """Values per second of each contender in each round; their order changes. The first round only warms up.
-
-    In it memory is touched for the first time, which on virtual machines can take a second for each GiB.
-    """
+    """Values per second of each contender in each round after the first; their order changes."""
     looks = {}
     for one in running:
         one.ask("open", folder=str(folder))
@@ -116,7 +113,7 @@ def turns(running: list[Contender], folder: Path, effort: Effort) -> dict[str, l
     for number in range(1 + effort.rounds):
         for one in random.Random(number).sample(running, len(running)):
             pulled = one.ask("pull", skip=0 if one.name == RAW else READY_SAMPLES, seconds=effort.seconds)
-            if number:
+            if number:  # in the first, loaders touch their memory for the first time: a part of their start
                 rates[one.name].append(pulled["values"] / pulled["seconds"])
     for one in running:
         one.ask("close")

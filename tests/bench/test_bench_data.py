@@ -80,8 +80,28 @@ def test_planning_of_a_simulated_set_is_timed():
 
 def test_it_prints_a_row_for_each_way_of_sharing_out(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench.data", "--planning", "--steps", "1", "--rows", "20000"])
-    bench.main()
+    assert bench.main() == 0
     printed = capsys.readouterr().out
     rows = re.findall(r"^  ([A-Za-z][\w ]*?) +[01]\.\d{3} \(", printed, flags=re.MULTILINE)
     assert rows == 2 * ["Tessera", "token packs alone", "fixed batch a bucket", "pad to longest of 8"]
     assert re.search(r"^ +20,000 rows +[\d.]+ ms a step", printed, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--rows", "100", "0"], "at least 1 step of at least 1 row is planned"),
+        (["--steps", "0"], "at least 1 step of at least 1 row is planned"),
+        (["--rounds", "1"], "at least 2 rounds are measured"),
+        (
+            ["--only", "webdataset", "dali"],
+            "--only dali is in the name of no loader: they are read(); Tessera, 1 worker;",
+        ),
+    ],
+)
+def test_what_measures_nothing_is_refused_before_anything_is_measured(monkeypatch, capsys, words, sentence):
+    monkeypatch.setattr(sys, "argv", ["data", *words])
+    with pytest.raises(SystemExit, match="^2$"):
+        bench.main()
+    told = capsys.readouterr()
+    assert sentence in told.err and not told.out

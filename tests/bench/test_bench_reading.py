@@ -44,6 +44,21 @@ def test_reading_prints_rates_starts_and_memory(monkeypatch, capfd):
     assert len(re.findall(r"steps +[\d.]+ MiB", printed)) == 10
 
 
+def test_every_round_but_the_first_is_counted_for_every_contender(tmp_path):
+    class Slow:
+        """A contender whose nth turn serves n values in a second."""
+
+        def __init__(self, name):
+            self.name, self.turn = name, 0
+
+        def ask(self, do, **values):
+            self.turn += do == "pull"
+            return {"values": self.turn, "seconds": 1.0} if do == "pull" else {}
+
+    rates = reading.turns([Slow("A"), Slow("B"), Slow(reading.RAW)], tmp_path, reading.Effort(rounds=3))
+    assert rates == {name: [2.0, 3.0, 4.0] for name in ("A", "B", reading.RAW)}
+
+
 def test_the_number_of_workers_that_suits_a_library_best_is_compared():
     rates = {
         "read()": [9.0, 9.0],
